@@ -1,0 +1,1 @@
+"""Tables that are computed cell by cell: a finished cell's JSON is kept and reused."""

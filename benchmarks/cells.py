@@ -1,0 +1,32 @@
+"""A cell of a table: a measurement that is done once, kept as JSON, and done again when its inputs change."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eval.records import SCHEMA
+from training.provenance import provenance, write_json
+
+
+def cell(
+    file: Path, inputs: dict[str, Any], command: list[str], measure: Callable[[], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The records of a cell; `measure` runs only if the file is missing or was made from other inputs."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    if file.exists():
+        kept = json.loads(file.read_text())
+        if kept["inputs_sha256"] == digest:
+            return kept["results"]
+    results = measure()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    envelope = {
+        "schema": SCHEMA,
+        "command": command,
+        "provenance": provenance(),
+        "inputs_sha256": digest,
+        "results": results,
+    }
+    write_json(file, envelope)
+    return results

@@ -1,0 +1,79 @@
+"""RUN → a model ready to be measured."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtp.heads.base import JointHead
+from mtp.model import MTPForCausalLM
+from training.config import read_yaml
+from training.data.tokenizer import load_tokenizer
+from training.hardware import quiet_libraries
+from training.run_dir import RunDir, model_folder
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """subject: the head's name, or trunk. train_seed and ema: None where the run's config is not there."""
+
+    name: str
+    model: MTPForCausalLM
+    tokenizer: Any
+    subject: str
+    train_seed: int | None
+    ema: float | None
+    config: dict[str, Any]
+
+    @property
+    def head(self) -> JointHead:
+        if self.model.head is None:
+            raise ValueError(f"{self.name} is a trunk alone: it has no joint head to measure")
+        return self.model.head
+
+    @property
+    def block_size(self) -> int:
+        return self.model.head.block_size if self.model.head is not None else 1
+
+
+def load_run(run: str) -> LoadedRun:
+    """run: a run directory, a checkpoint, a model folder, or any causal LM's name (read as a trunk alone)."""
+    from transformers import AutoModelForCausalLM
+
+    quiet_libraries()
+    try:
+        folder = str(model_folder(run))
+    except ValueError:
+        if Path(run).exists() or run.startswith((".", "/")):
+            raise
+        folder = run
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except Exception as error:  # a broken file fails in as many ways as there are formats
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{run} did not load: {first_line}") from error
+    if not isinstance(model, MTPForCausalLM):
+        model = MTPForCausalLM.from_trunk(model)
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    config, threads = _run_facts(Path(run))
+    if threads:
+        torch.set_num_threads(threads)
+    return LoadedRun(
+        run,
+        model,
+        load_tokenizer(folder),
+        model.config.head or "trunk",
+        config.get("seed"),
+        config.get("training", {}).get("ema"),
+        config,
+    )
+
+
+def _run_facts(path: Path) -> tuple[dict[str, Any], int | None]:
+    """The configuration of the run that a run directory or one of its checkpoints belongs to, and the
+    thread count that was found best for its model."""
+    for folder in [path, *path.parents][:4] if path.exists() else []:
+        if (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file():
+            return read_yaml(folder / "config.yaml"), RunDir(folder).provenance().get("threads")
+    return {}, None

@@ -1,0 +1,87 @@
+"""The one shape of every JSON the project writes: an envelope of flat records."""
+
+from pathlib import Path
+from typing import Any
+
+from training.provenance import provenance, write_json
+
+SCHEMA = "leaplm/1"
+METRICS = frozenset(
+    [
+        "validity",
+        "total_variation",
+        "total_variation_exact",
+        "coverage",
+        "entropy",
+        "nll",
+        "perplexity",
+        "bits_per_byte",
+        "block_nll",
+        "gap_closed",
+        "direct_nll",
+        "accepted_length",
+        "conditional_acceptance",
+        "tokens_per_second",
+        "latency",
+        "tokens_per_forward",
+        "peak_memory",
+        "parameters",
+        "flops",
+        "train_tokens_per_second",
+        "mfu",
+        "data_wait",
+        "judge_nll",
+        "distinct_n",
+        "mauve",
+        "brier_lm",
+        "classifier_fid",
+        "kid",
+        "inception_score",
+        "precision",
+        "recall",
+        "energy_distance",
+        "sliced_w2",
+        "histogram_kl",
+        "mmd",
+        "bias",
+        "variance",
+        "cosine",
+        "calibration_error",
+        "repetition",
+        "nearest_train_distance",
+        "spearman",
+        "kl",
+        "ngram_kl",
+        "effective_sample_size",
+    ]
+)
+
+
+def record(metric: str, value: float, *, on: str, subject: str, kind: str, unit: str, **more: Any) -> dict[str, Any]:
+    """One number. kind: exact, bound or estimate. more: stderr, stderr_over, n, run, split,
+    train_seed, sample_seed, contract, and whatever else says how it was made."""
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is not one of the published names")
+    base: dict[str, Any] = {"metric": metric, "on": on, "subject": subject, "value": float(value)}
+    stderr: dict[str, Any] = {k: more.pop(k) for k in ("stderr", "stderr_over") if k in more}
+    return {**base, **stderr, "unit": unit, "kind": kind, **more}
+
+
+def write_records(path: Path, command: list[str], results: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"schema": SCHEMA, "command": command, "provenance": provenance(), "results": results})
+
+
+def seeds_mean(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One record for the mean over training seeds of records that differ in nothing else; of a single
+    seed, that record itself."""
+    values = [r["value"] for r in records]
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return dict(records[0])
+    spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5
+    kept = {
+        k: v for k, v in records[0].items() if k not in ("run", "train_seed", "sample_seed", "stderr", "stderr_over")
+    }
+    seeds = [r.get("train_seed") for r in records]
+    return {**kept, "value": mean, "stderr": spread, "stderr_over": "seeds", "seeds": seeds}

@@ -1,0 +1,62 @@
+"""A page that explains itself: pictures, samples, every record in a table. One file, no network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from training.provenance import provenance
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what followed, block by block: each block came from one trunk pass."""
+
+    subject: str
+    prompt: str
+    blocks: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """picture: SVG text. table: rows of cells, the first row is the head."""
+
+    title: str
+    text: str = ""
+    picture: str = ""
+    table: Sequence[Sequence[str]] = field(default_factory=list)
+    samples: Sequence[Sample] = field(default_factory=list)
+
+
+def write_report(
+    path: Path, title: str, sections: Sequence[Section], records: Sequence[dict[str, Any]], intro: str = ""
+) -> None:
+    """One self-contained HTML file."""
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True).from_string(
+        files("eval").joinpath("report.html").read_text(encoding="utf-8")
+    )
+    where = provenance()
+    page = template.render(title=title, intro=intro, sections=sections, records=[_row(r) for r in records], where=where)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def _row(record: dict[str, Any]) -> dict[str, str]:
+    contract = record.get("contract", {})
+    shown = [
+        f"{key} {contract[key]}" for key in ("block", "nfe", "temperature", "top_p", "verify", "ema") if key in contract
+    ]
+    error = record.get("stderr")
+    return {
+        "metric": record["metric"],
+        "on": record["on"],
+        "subject": record["subject"],
+        "value": f"{record['value']:.4f}",
+        "stderr": "" if error is None else f"{error:.4f} ({record.get('stderr_over')})",
+        "unit": record["unit"],
+        "kind": record["kind"],
+        "contract": ", ".join(shown),
+    }

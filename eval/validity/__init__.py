@@ -1,0 +1,1 @@
+"""Joint validity: does what is emitted at once hold together?"""

@@ -1,0 +1,73 @@
+"""What a validity suite is, and how one is found by name.
+
+A suite is its exact law: prompts, and for each the probabilities of its answers. Plain Python:
+training draws from the same law that probing scores against. A new one is a function that returns a
+`Suite`, registered under its name:
+
+    @register("coins")
+    def coins() -> Suite:
+        return Suite("coins", {"the coins are": {"heads tails": 0.5, "tails heads": 0.5}})
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Suite:
+    """laws: prompt → {answer: probability}. An answer is words joined by single spaces."""
+
+    name: str
+    laws: Mapping[str, Mapping[str, float]]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return tuple(self.laws)
+
+    def is_valid(self, prompt: str, text: str) -> bool:
+        return self.laws[prompt].get(text, 0) > 0
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.laws, sort_keys=True).encode()).hexdigest()[:20]
+
+
+_FAMILIES: dict[str, tuple[Callable[..., Suite], tuple[int, ...]]] = {}
+
+
+def register(name: str, sizes: tuple[int, ...] = ()) -> Callable[[Callable[..., Suite]], Callable[..., Suite]]:
+    """Put a suite, or with sizes a family `name-M`, under its name. sizes: those worth suggesting."""
+
+    def add(build: Callable[..., Suite]) -> Callable[..., Suite]:
+        _FAMILIES[name] = (build, sizes)
+        return build
+
+    return add
+
+
+def suite_names() -> list[str]:
+    """Names worth suggesting."""
+    import eval.validity.families  # noqa: F401  (registers the built-in ones)
+
+    return [f"{name}-{size}" if size else name for name, (_, sizes) in _FAMILIES.items() for size in sizes or (0,)]
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name (`poker`, `pairs-64`, `skip-64`, …) or a cases file's path."""
+    if name.endswith((".jsonl", ".json")) or Path(name).is_file():
+        from eval.validity.cases import load_cases
+
+        return load_cases(Path(name))
+    names = suite_names()
+    family, _, size = name.rpartition("-")
+    if name in _FAMILIES and not _FAMILIES[name][1]:
+        return _FAMILIES[name][0]()
+    if family in _FAMILIES and _FAMILIES[family][1] and size.isdigit():
+        return _FAMILIES[family][0](int(size))
+    near = difflib.get_close_matches(name, names, 1, 0.3)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}, or a cases.jsonl file"
+    raise ValueError(f"unknown suite {name!r}: {hint}")

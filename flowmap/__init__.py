@@ -1,0 +1,1 @@
+"""What images, text states and heads share: addressed randomness and the shape of an objective."""

@@ -1,0 +1,1 @@
+"""Objectives: one method a file, all with the signature of `base.Objective`."""

@@ -1,0 +1,225 @@
+"""leaplm's command line: one subcommand for each thing a user does.
+
+Heavy imports wait until a subcommand needs them, so that help answers at once.
+"""
+
+import io
+import os
+import re
+import shlex
+import sys
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+OVERVIEW = """leaplm: language models that leap
+
+usage: leaplm COMMAND …        (leaplm COMMAND --help explains one)
+
+  demo     the main job on embedded data, no network: train, probe, report
+           leaplm demo --fast --out runs/demo
+  train    train a preset; the same command again resumes it
+           leaplm train poker --head.name block-chain --run-dir runs/poker
+           accelerate launch -m leaplm train poker …
+  probe    joint validity of what a trained model emits at once
+           leaplm probe runs/poker --suite poker --json poker.json
+  perplexity  exact likelihood of held-out text: trunk, and joint head position by position
+           leaplm perplexity runs/independent runs/block-chain --json nll.json
+
+Every user error is one line and exit code 2; LEAPLM_DEBUG=1 shows its traceback.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    commands = {"demo": demo, "train": train, "probe": probe, "perplexity": perplexity}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(OVERVIEW, end="")
+        return 0
+    try:
+        if argv[0] not in commands:
+            import difflib
+
+            near = difflib.get_close_matches(argv[0], commands, 1)
+            raise ValueError(
+                f"unknown command {argv[0]!r}: {'did you mean ' + near[0] + '?' if near else 'choose from ' + ', '.join(commands)}"
+            )
+        commands[argv[0]](argv[1:])
+    except (ValueError, NotImplementedError) as error:
+        if os.environ.get("LEAPLM_DEBUG"):
+            raise
+        print(f"leaplm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `leaplm … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be flushed there
+        return 0
+    except KeyboardInterrupt:
+        print("leaplm: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(argv: list[str]) -> None:
+    """Train PRESET (a name from configs/, or a YAML file). Run the same command again to resume."""
+    import tyro
+
+    from training.config import RunConfig, load_preset, preset_names
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: leaplm train PRESET [--run-dir DIR] [--field.sub value …]\n\npresets: " + ", ".join(preset_names())
+        )
+        print("leaplm train PRESET --help lists every field with its value in that preset")
+        return
+    if argv[0].startswith("-"):
+        raise ValueError(f"train takes the preset first, not {argv[0]}: leaplm train PRESET {argv[0]} …")
+    preset = load_preset(argv[0])
+
+    @dataclass
+    class Train:
+        """Train a preset. Run the same command again to resume."""
+
+        run_dir: Path = Path("runs") / Path(argv[0]).stem
+        """the run's folder"""
+        quiet: bool = False
+        """no progress bar"""
+        config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: preset)
+
+    args = parse(Train, argv[1:], f"leaplm train {argv[0]}")
+    from training.loop import train as run
+    from training.mtp_task import build
+
+    metrics = run(args.config, args.run_dir, build, args.quiet)
+    if int(os.environ.get("RANK", 0)) == 0:
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        print(f"{args.run_dir}: {shown or 'finished'}")
+
+
+def probe(argv: list[str]) -> None:
+    """Joint validity of what runs emit at once."""
+    import tyro
+
+    @dataclass
+    class Probe:
+        """Draw from each run by direct decoding and compare with the suite's exact law."""
+
+        runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
+        """run directories, checkpoints or model folders"""
+        suite: str
+        """poker, poker-frequency, pairs-64, skip-64, dates, brackets-8, sums-2, sudoku4, or a cases.jsonl file"""
+        json: Path | None = None
+        """write the records here"""
+        report: Path | None = None
+        """write a page with heat maps here"""
+        picture: Path | None = None
+        """write the heat map alone here, as SVG"""
+        num: int = 20_000
+        """samples in all, shared evenly among the prompts"""
+        batch: int = 1024
+        """samples decoded at once"""
+        block: int | None = None
+        """tokens per trunk pass, default the head's own K"""
+        temperature: float = 1.0
+        top_p: float = 1.0
+        seed: int = 0
+        """of the draws"""
+
+    args = parse(Probe, argv, "leaplm probe")
+    if not args.runs:
+        raise ValueError("probe needs at least one run: leaplm probe RUN --suite NAME")
+    from eval.validity.command import run
+
+    run(args, ["leaplm", "probe", *argv])
+
+
+def perplexity(argv: list[str]) -> None:
+    """Likelihood of held-out text."""
+    import tyro
+
+    @dataclass
+    class Perplexity:
+        """Exact likelihood of held-out text: the trunk's own chain, and the joint head's block position by
+        position on the same targets. With an independent head among the runs, the share of its gap to the
+        trunk that each other head closes."""
+
+        runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
+        """run directories, checkpoints or model folders"""
+        data: str | None = None
+        """stdlib, a local text or JSONL file or folder, or a Hub set; default what the run was trained on"""
+        text_column: str = "text"
+        """with --data: the column that holds the text"""
+        split: Literal["validation", "test"] = "validation"
+        """the held-out part"""
+        length: int | None = None
+        """tokens of context at most, default the run's own"""
+        json: Path | None = None
+        """write the records here"""
+
+    args = parse(Perplexity, argv, "leaplm perplexity")
+    if not args.runs:
+        raise ValueError("perplexity needs at least one run: leaplm perplexity RUN")
+    if args.length is not None and args.length < 2:
+        raise ValueError(f"--length {args.length} must be 2 at least")
+    from eval.perplexity import run
+
+    run(args, ["leaplm", "perplexity", *argv])
+
+
+def demo(argv: list[str]) -> None:
+    """The main job on embedded data."""
+
+    @dataclass
+    class Demo:
+        """Train a small trunk on the standard library's source and heads on it, and heads on two
+        suites; probe them and write summary.json and report.html."""
+
+        fast: bool = False
+        """about a minute instead of several"""
+        out: Path = Path("runs/demo")
+        """where everything goes"""
+
+    args = parse(Demo, argv, "leaplm demo")
+    from eval.demo import run
+
+    run(args.out, args.fast, ["leaplm", "demo", *argv])
+
+
+def parse(kind: Any, argv: list[str], prog: str) -> Any:
+    """tyro's parse, with its boxed error made one line."""
+    import tyro
+
+    message = io.StringIO()
+    try:
+        with redirect_stderr(message):
+            return tyro.cli(kind, args=argv, prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{_one_line(message.getvalue())} (see {shlex.join(prog.split()[:3])} --help)") from None
+
+
+def _one_line(boxed: str) -> str:
+    """tyro's message without its box, drawn in Unicode or in ASCII: title, message, rule, hints."""
+    rows = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in boxed.splitlines()]
+    sections = re.split(r"\n[─-]{5,}\n", "\n".join(row for row in rows if row))
+    if "\n" in sections[0]:  # a Unicode box has its title in its upper edge
+        sections[0] = sections[0].split("\n", 1)[1]
+    elif len(sections) > 1:
+        sections = sections[1:]
+    text = " ".join(sections[0].split())
+    unknown = re.match(r"Unrecognized options: ([^ ,]+)", text)
+    if unknown:
+        near = re.search(r"(--[\w.-]+)", sections[1]) if len(sections) > 2 else None
+        return f"unknown option {unknown[1]}" + (f"; did you mean {near[1]}?" if near else "")
+    refused = re.match(
+        r"Error parsing (?:config\.)?(\w+): .* for \w+ (\w+) (.*) \[type=.*?input_value=(.*), input_type", text
+    )
+    if refused:
+        section, name, why, value = refused.groups()
+        return f"{section}.{name} = {value}: {why[0].lower()}{why[1:]}"
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

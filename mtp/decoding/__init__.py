@@ -1,0 +1,1 @@
+"""From a trunk and a head to text."""

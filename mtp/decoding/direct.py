@@ -1,0 +1,120 @@
+"""Direct decoding: K tokens committed for every pass of the trunk, with a KV cache.
+
+Each step feeds the trunk the last K committed tokens, reads its state at the newest, and lets the
+head draw the next block; nothing is verified. With no head K is 1 and this is ordinary decoding.
+Prompts of different lengths are padded on the left; a row that stops inside a block keeps what it
+wrote up to its stop token and waits for the others.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowmap.rng import Rng
+from mtp.decoding.warp import Warp
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """tokens: (batch, T), new tokens only, padded after each row's end; lengths: (batch,), the stop
+    token included; log_q: (batch, T) nats under the law drawn from, 0 after the end; trunk_passes:
+    forwards of the trunk, the prompt's included; stopped: (batch,), ended by a stop token."""
+
+    tokens: Tensor
+    lengths: Tensor
+    log_q: Tensor
+    trunk_passes: int
+    stopped: Tensor
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Committed tokens per trunk pass, mean over rows."""
+        return self.lengths.float().mean().item() / self.trunk_passes
+
+
+def pad_left(prompts: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token lists → ids and attention mask, (batch, longest)."""
+    if not prompts or any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("every prompt needs at least one token; start an empty one with the end-of-text token")
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    return ids, mask
+
+
+@torch.no_grad()
+def decode(
+    model,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    warp: Warp | None = None,
+    seed: int = 0,
+    rows: Tensor | None = None,
+    block_size: int | None = None,
+    stop_tokens: tuple[int, ...] = (),
+    pad_token: int = 0,
+) -> Decoded:
+    """input_ids: (batch, length), left-padded where attention_mask is 0.
+
+    rows: (batch,) addresses of the rows' random numbers, default 0..batch−1: a row draws the same
+    text whatever batch it is decoded in. block_size: at most the head's own.
+    """
+    warp = warp or Warp()
+    size = _block_size(model, block_size)
+    device = next(model.parameters()).device
+    input_ids = input_ids.to(device)
+    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
+    batch = len(input_ids)
+    if not attention_mask[:, -1].all():
+        raise ValueError("prompts must be padded on the left: their last token is what the head reads")
+    rows = torch.arange(batch, device=device) if rows is None else rows.to(device)
+    stops = torch.tensor(stop_tokens, device=device)
+    steps = -(-max_new_tokens // size)
+    noise = Rng(seed, rows).uniform("decode", batch, steps, size)
+    mask = torch.cat([attention_mask, attention_mask.new_ones(batch, steps * size)], 1)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+
+    blocks, log_q, cache = [], [], None
+    open_rows = torch.ones(batch, dtype=torch.bool, device=device)
+    feed, seen = input_ids, 0
+    for step in range(steps):
+        seen += feed.shape[1]
+        hidden, cache = model.states(
+            feed, mask[:, :seen], positions[:, seen - feed.shape[1] : seen], cache, use_cache=True
+        )
+        context = model.context(hidden[:, -1])
+        if model.head is None:
+            token, log = warp.draw(context.first_logits(), noise[:, step, 0])
+            feed, log = token[:, None], log[:, None]
+        else:
+            draft = model.head.sample(context, warp, noise=noise[:, step], block_size=size)
+            feed, log = draft.tokens, draft.log_q
+        blocks.append(feed)
+        log_q.append(log)
+        if stop_tokens:
+            open_rows &= ~torch.isin(feed, stops).any(1)
+            if not open_rows.any():
+                break
+    return _trim(
+        torch.cat(blocks, 1)[:, :max_new_tokens], torch.cat(log_q, 1)[:, :max_new_tokens], stops, pad_token, len(blocks)
+    )
+
+
+def _block_size(model, asked: int | None) -> int:
+    most = 1 if model.head is None else model.head.block_size
+    if asked is not None and not 1 <= asked <= most:
+        raise ValueError(f"block_size {asked}: this model was trained for blocks of at most {most}")
+    return asked or most
+
+
+def _trim(tokens: Tensor, log_q: Tensor, stops: Tensor, pad_token: int, passes: int) -> Decoded:
+    """Cut every row after its first stop token."""
+    is_stop = torch.isin(tokens, stops)
+    before = is_stop.cumsum(1) - is_stop.long()  # stop tokens strictly earlier in the row
+    keep = before == 0
+    return Decoded(
+        tokens.masked_fill(~keep, pad_token), keep.sum(1), log_q.masked_fill(~keep, 0.0), passes, is_stop.any(1)
+    )

@@ -1,0 +1,110 @@
+"""What a joint head promises: the law of the next K tokens given the trunk's state, and nothing else.
+
+Decoders, perplexity and validity suites use this contract only. Position 1 of a block is the
+trunk's own softmax; a head models positions 2..K given x_1. Shapes: N anchors (positions of the
+trunk that a block hangs on), K the block size, V the vocabulary, d the trunk's width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from flowmap.rng import Rng
+from mtp.decoding.warp import Warp
+
+MIN_BLOCK, MAX_BLOCK = 2, 16
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What a head may look at. hidden: (N, d) trunk states after the last norm; embedding: (V, e)
+    and unembedding: (V, d), the trunk's tables; bias: (V,) of the unembedding, if it has one."""
+
+    hidden: Tensor
+    embedding: Tensor
+    unembedding: Tensor
+    bias: Tensor | None = None
+    cache: Any = None
+
+    def first_logits(self) -> Tensor:
+        """(N, V): the trunk's own next-token logits, position 1 of every block."""
+        return nn.functional.linear(self.hidden, self.unembedding, self.bias)
+
+
+@dataclass(frozen=True)
+class BlockNLL:
+    """loss: scalar to differentiate, Σ weights · nll over the positions the head models. sum, count:
+    (K,) nats and targets per position, detached; position 1, the trunk's, has count 0."""
+
+    loss: Tensor
+    sum: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A drawn block. tokens: (N, K); log_q: (N, K), under the law drawn from, temperature and
+    top-p included (verification needs that one); logits: K tensors (N, V), before the warp."""
+
+    tokens: Tensor
+    log_q: Tensor
+    logits: Sequence[Tensor]
+    warp: Warp
+
+    def conditional(self, k: int) -> Tensor:
+        """(N, V): log q(· | x_<k) after the warp at position k, counted from 0."""
+        return self.warp.log_prob(self.logits[k])
+
+
+class JointHead(nn.Module):
+    """The law q(x_1..x_K | h). A head is built from sizes alone and owns no trunk weights."""
+
+    name: ClassVar[str]
+
+    def __init__(self, hidden_size: int, vocab_size: int, block_size: int) -> None:
+        super().__init__()
+        if not MIN_BLOCK <= block_size <= MAX_BLOCK:
+            raise ValueError(f"block_size {block_size} must lie between {MIN_BLOCK} and {MAX_BLOCK}")
+        self.hidden_size, self.vocab_size, self.block_size = hidden_size, vocab_size, block_size
+
+    def nll(self, ctx: BlockContext, targets: Tensor, mask: Tensor, weights: Tensor | None = None) -> BlockNLL:
+        """Teacher-forced, chunked. targets, mask: (N, K); weights: (N, K) or (K,), default 1.
+
+        A masked target contributes nothing and may be any token.
+        """
+        raise NotImplementedError
+
+    def log_prob(self, ctx: BlockContext, x: Tensor) -> Tensor:
+        """x: (N, K') with K' ≤ K → log q(x_k | x_<k) in nats, (N, K'). Differentiable."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        ctx: BlockContext,
+        warp: Warp,
+        rng: Rng | None = None,
+        noise: Tensor | None = None,
+        block_size: int | None = None,
+    ) -> Draft:
+        """Draw a block from rng (addressed by row) or from noise: (N, K) uniforms."""
+        raise NotImplementedError
+
+    def marginal(self, ctx: BlockContext) -> Tensor:
+        """(N, K, V): log q(x_k | h), every other position summed out."""
+        raise NotImplementedError(f"{self.name}: marginals of a chain sum over all prefixes; sample instead")
+
+    def mode(self, ctx: BlockContext) -> Tensor:
+        """(N, K): the most probable block."""
+        raise NotImplementedError(f"{self.name}: the mode of a chain needs a search; use temperature 0 for greedy")
+
+    def rollback(self, lengths: Tensor) -> None:
+        """Forget what was drawn past lengths: (N,). A head without memory across blocks has nothing to forget."""
+
+    def uniforms(self, ctx: BlockContext, rng: Rng | None, noise: Tensor | None, size: int) -> Tensor:
+        if noise is not None:
+            return noise
+        if rng is None:
+            raise ValueError("sample needs rng or noise")
+        return rng.uniform("block", len(ctx.hidden), size).to(ctx.hidden.device)

@@ -1,0 +1,116 @@
+"""Heads whose logits at position k ≥ 2 are a sum of two linear readouts,
+
+    logits_k = W f_k(h) + W₂ᵀ a_k(h, x_<k),      W the trunk's unembedding, W₂ of rank ρ.
+
+An independent head has no second term; the chains differ in a_k alone. W f_k(h) is one product for
+all positions, computed once per block; what is left for each drawn token is a_k and its low-rank
+readout.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead
+from mtp.losses.linear_nll import row_nll, weighted_nll
+
+
+class ReadoutHead(JointHead):
+    """Without more, the independent head. A chain gives `corrections`, `start` and `step`."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        block_size: int,
+        *,
+        projection_width: int | None = None,
+        rank: int = 0,
+    ) -> None:
+        """projection_width: inner width of f_k, default 2·hidden_size. rank: ρ, 0 for no correction."""
+        super().__init__(hidden_size, vocab_size, block_size)
+        self.projection = PositionProjection(hidden_size, block_size - 1, projection_width or 2 * hidden_size)
+        if rank:
+            # zero at the start, so that every chain begins as the independent head
+            self.readout = nn.Parameter(torch.zeros(vocab_size, rank))
+
+    def corrections(self, ctx: BlockContext, base: Tensor, x: Tensor) -> Tensor | None:
+        """All positions at once: base (N, M, d) of positions 2..M+1 and x = x_1..x_M (N, M)
+        → a_2..a_{M+1}, (N, M, ρ)."""
+        return None
+
+    def start(self, ctx: BlockContext, base: Tensor) -> Any:
+        """The state of `step` before x_1."""
+        return None
+
+    def step(self, ctx: BlockContext, base_k: Tensor, state: Any, token: Tensor) -> tuple[Tensor | None, Any]:
+        """The same, one position at a time: base_k (N, d) and token x_{k−1} (N,) → a_k (N, ρ), next state."""
+        return None, None
+
+    def nll(self, ctx, targets, mask, weights=None) -> BlockNLL:
+        weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
+        weights = weights.expand(targets.shape).float() * mask
+        inputs, tables = self._terms(ctx, targets[:, :-1])
+        loss, nll = weighted_nll(
+            [x.flatten(0, 1) for x in inputs], tables, targets[:, 1:].flatten(), weights[:, 1:].flatten(), ctx.bias
+        )
+        rest = mask[:, 1:].float()
+        none = rest.new_zeros(1)
+        return BlockNLL(loss, torch.cat([none, (nll.view_as(rest) * rest).sum(0)]), torch.cat([none, rest.sum(0)]))
+
+    def log_prob(self, ctx, x):
+        nll = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]
+        if x.shape[1] > 1:
+            inputs, tables = self._terms(ctx, x[:, :-1])
+            rest = row_nll([i.flatten(0, 1) for i in inputs], tables, x[:, 1:].flatten(), ctx.bias)
+            nll = torch.cat([nll, rest.view(len(x), x.shape[1] - 1)], 1)
+        return -nll
+
+    def _terms(self, ctx: BlockContext, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Readout inputs (N, M, F_i) and tables (V, F_i) of positions 2..M+1, given x_1..x_M."""
+        base = self.projection(ctx.hidden, x.shape[1])
+        correction = self.corrections(ctx, base, x)
+        if correction is None:
+            return [base], [ctx.unembedding]
+        return [base, correction], [ctx.unembedding, self.readout]
+
+    def sample(self, ctx, warp, rng=None, noise=None, block_size=None) -> Draft:
+        size = block_size or self.block_size
+        if size > self.block_size:
+            raise ValueError(f"block_size {size} is above the {self.block_size} this head was built for")
+        uniform = self.uniforms(ctx, rng, noise, size)
+        base = self.projection(ctx.hidden, size - 1)
+        base_logits = nn.functional.linear(base, ctx.unembedding, ctx.bias)
+        state = self.start(ctx, base)
+        logits = [ctx.first_logits()]
+        tokens: list[Tensor] = []
+        log_q: list[Tensor] = []
+        for k in range(size):
+            if k > 0:
+                correction, state = self.step(ctx, base[:, k - 1], state, tokens[-1])
+                extra = 0 if correction is None else correction @ self.readout.T
+                logits.append(base_logits[:, k - 1] + extra)
+            token, log_q_k = warp.draw(logits[k], uniform[:, k])
+            tokens.append(token)
+            log_q.append(log_q_k)
+        return Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp)
+
+
+class PositionProjection(nn.Module):
+    """f_k(h) = h + W_k^down SiLU(W_k^up norm(h)), one residual MLP for each of K−1 positions.
+
+    (Medusa's residual block, 2401.10774, with an inner width of its own.) W^down is zero at the
+    start: every position begins as the trunk's own next-token prediction.
+    """
+
+    def __init__(self, hidden_size: int, num_positions: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden_size)
+        self.up = nn.Parameter(torch.randn(num_positions, hidden_size, width) * hidden_size**-0.5)
+        self.down = nn.Parameter(torch.zeros(num_positions, width, hidden_size))
+
+    def forward(self, hidden: Tensor, num_positions: int) -> Tensor:
+        """(N, d) → (N, M, d): f_2..f_{M+1}."""
+        up = torch.matmul(self.norm(hidden), self.up[:num_positions])
+        return hidden[:, None] + torch.bmm(nn.functional.silu(up), self.down[:num_positions]).transpose(0, 1)

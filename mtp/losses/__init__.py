@@ -1,0 +1,1 @@
+"""Likelihoods of a wide softmax that never hold all of its logits at once."""

@@ -1,0 +1,55 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks.cells import cell
+from eval.block_records import block_records, flops
+from eval.likelihood import BlockLikelihood
+from eval.loading import LoadedRun
+from mtp import MTPForCausalLM
+
+D, V, K = 16, 12, 3
+
+
+@pytest.fixture
+def run():
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=V, hidden_size=D, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model = MTPForCausalLM.from_trunk(AutoModelForCausalLM.from_config(config), "first-order-chain", K, rank=8)
+    return LoadedRun("run", model, None, "first-order-chain", 3, 0.9, {})
+
+
+def test_the_gap_closed_stands_beside_the_trunks_nll_and_the_heads_size(run):
+    count = np.array([10.0, 30.0])
+    made = BlockLikelihood(np.outer(count, [1, 3, 2]), np.outer(count, [1, 2, 2]), count)
+    base = BlockLikelihood(np.outer(count, [1, 4, 4]), np.outer(count, [1, 2, 2]), count)
+    records = {(r["metric"], r["subject"], r.get("positions")): r for r in block_records(run, made, "toy", base)}
+    own = run.subject
+    assert records["nll", own, "2-3"]["value"] == 2.5 and records["nll", "trunk", "2-3"]["value"] == 2.0
+    assert records["gap_closed", own, "2-3"]["value"] == pytest.approx(0.75)
+    assert records["parameters", own, None]["value"] == sum(p.numel() for p in run.model.head.parameters())
+    assert records["flops", "trunk", None]["value"] > 0
+    assert all(r["kind"] == "exact" and r["train_seed"] == 3 for r in records.values())
+
+
+def test_flops_of_a_head_are_its_matrix_products(run):
+    width = 2 * D
+    projection = 2 * (K - 1) * 2 * D * width  # up and down
+    readout = 2 * (K - 1) * V * (D + 8)
+    assert flops(run)[0] == projection + readout
+
+
+def test_a_cell_is_measured_once_and_again_when_its_inputs_change(tmp_path):
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return [{"metric": "nll", "value": len(calls)}]
+
+    file = tmp_path / "a" / "cell.json"
+    for inputs, expected in (({"x": 1}, 1), ({"x": 1}, 1), ({"x": 2}, 2)):
+        assert cell(file, inputs, ["c"], measure)[0]["value"] == expected
+    assert json.loads(file.read_text())["schema"] == "leaplm/1"

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from eval.likelihood import BlockLikelihood, block_likelihood, gap_closed, standard_error
+from eval.perplexity import chain_likelihood
+from mtp import MTPForCausalLM
+from training.data.store import TokenStore
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    made = MTPForCausalLM.from_trunk(AutoModelForCausalLM.from_config(config), "block-chain", 3, rank=8).eval()
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@torch.no_grad()
+def test_head_and_trunk_are_scored_on_the_same_targets_as_a_double_loop_does(model):
+    tokens = np.random.default_rng(0).integers(12, size=50).astype(np.uint16)
+    store = TokenStore(tokens, np.array([0, 17, 20, 50]), 0)
+    got = block_likelihood(model, store, length=8, batch=2)
+    head, trunk, count = np.zeros((3, 3)), np.zeros((3, 3)), np.zeros(3)
+    for start in range(0, 49, 8):
+        window = torch.tensor(tokens[start : start + 8].astype(np.int64))[None]
+        hidden, _ = model.states(torch.nn.functional.pad(window, (0, 8 - window.shape[1])))
+        log_p = model.context(hidden[0]).first_logits().log_softmax(-1)
+        for i in range(8 - 2):  # the last anchors' targets lie in the next window
+            here = start + i
+            document = int(store.documents_of(np.array([min(here, 49)]))[0])
+            if here + 3 >= store.offsets[document + 1]:
+                continue
+            block = torch.tensor(tokens[here + 1 : here + 4].astype(np.int64))[None]
+            head[document] -= model.head.log_prob(model.context(hidden[0, i : i + 1]), block)[0].numpy()
+            trunk[document] -= [float(log_p[i + k, block[0, k]]) for k in range(3)]
+            count[document] += 1
+    assert got.count.tolist() == count.tolist() and count[0] > 5 and count[1] == 0
+    assert np.allclose(got.head, head, atol=1e-4) and np.allclose(got.trunk, trunk, atol=1e-4)
+    assert np.allclose(got.head[:, 0], got.trunk[:, 0], atol=1e-4)  # position 1 is the trunk's own
+
+
+@torch.no_grad()
+def test_every_token_but_a_documents_first_is_scored_once_from_its_own_window(model):
+    tokens = np.random.default_rng(1).integers(12, size=43).astype(np.uint16)
+    store = TokenStore(tokens, np.array([0, 17, 20, 43]), 0)
+    sums, count = chain_likelihood(model, store, length=8, batch=2)
+    assert count.tolist() == [16, 2, 22]
+    expected = np.zeros(3)
+    for start in range(0, 42, 8):
+        window = torch.tensor(tokens[start : start + 8].astype(np.int64))[None]
+        log_p = model.trunk(window).logits[0].log_softmax(-1)
+        for i in range(window.shape[1]):
+            here = start + i
+            document = int(store.documents_of(np.array([here]))[0])
+            if here + 1 < store.offsets[document + 1]:
+                expected[document] -= float(log_p[i, int(tokens[here + 1])])
+    assert np.allclose(sums, expected, atol=1e-4)
+
+
+def test_the_gap_closed_is_the_share_of_the_way_to_the_trunk():
+    count = np.array([10.0, 30.0])
+    part = lambda *nll: np.outer(count, nll)  # noqa: E731
+    trunk = part(1, 2, 2)
+    independent = BlockLikelihood(part(1, 4, 4), trunk, count)
+    joint = BlockLikelihood(part(1, 3, 2), trunk, count)
+    share, error = gap_closed(independent, joint)
+    assert share == pytest.approx(0.75) and error == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="same blocks"):
+        gap_closed(independent, BlockLikelihood(part(1, 3, 2), trunk, count + 1))
+
+
+def test_the_bootstrap_error_is_that_of_a_mean_over_documents():
+    sums = np.random.default_rng(0).normal(size=400)
+    assert standard_error(sums, np.ones(400), 2000) == pytest.approx(sums.std() / 20, rel=0.1)

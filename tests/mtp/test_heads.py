@@ -1,0 +1,161 @@
+"""Every head: exact, normalised, causal inside its block, and honest about what it drew."""
+
+import itertools
+
+import pytest
+import torch
+from scipy import stats
+
+from flowmap.rng import Rng
+from mtp.decoding.warp import Warp
+from mtp.heads import NAMES, build_head
+from mtp.heads.base import BlockContext
+
+V, D, N = 5, 8, 3
+CHAINS = [name for name in NAMES if name != "independent"]
+
+
+def context(dtype=torch.float64, vocab=V, anchors=N, bias=False):
+    g = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=dtype)  # noqa: E731
+    return BlockContext(draw(anchors, D), draw(vocab, D), draw(vocab, D), draw(vocab) if bias else None)
+
+
+def head(name, block_size=3, vocab=V, trained=True, dtype=torch.float64):
+    torch.manual_seed(0)
+    made = build_head(
+        name,
+        hidden_size=D,
+        embedding_size=D,
+        vocab_size=vocab,
+        block_size=block_size,
+        **({} if name == "independent" else {"rank": 6}),
+    ).to(dtype)
+    if trained:  # leave the zeros of the initialisation
+        for parameter in made.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+    return made
+
+
+def all_blocks(block_size, vocab=V):
+    return torch.tensor(list(itertools.product(range(vocab), repeat=block_size)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("block_size", [2, 3, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_probabilities_over_all_blocks_sum_to_one(name, block_size, bias):
+    ctx, blocks = context(anchors=1, bias=bias), all_blocks(block_size)
+    repeated = BlockContext(ctx.hidden.expand(len(blocks), -1), ctx.embedding, ctx.unembedding, ctx.bias)
+    total = head(name, block_size).log_prob(repeated, blocks).double().sum(1).exp().sum()
+    assert total.item() == pytest.approx(1, abs=1e-5)  # fp32 log-softmax
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_fresh_chain_is_the_independent_head(name):
+    ctx, blocks = context(), all_blocks(3)[:N]
+    chain, independent = head(name, trained=False), head("independent", trained=False)
+    independent.projection.load_state_dict(chain.projection.state_dict())
+    assert torch.equal(chain.log_prob(ctx, blocks), independent.log_prob(ctx, blocks))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_position_one_is_the_trunks_own_softmax(name):
+    ctx, blocks = context(), all_blocks(3)[:N]
+    expected = ctx.first_logits().log_softmax(-1).gather(1, blocks[:, :1])
+    assert torch.allclose(head(name).log_prob(ctx, blocks)[:, :1].double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("block_size", [2, 5, 16])
+def test_drawing_step_by_step_scores_as_teacher_forcing_does(name, block_size):
+    ctx, made = context(), head(name, block_size)
+    draft = made.sample(ctx, Warp(), Rng(0, torch.arange(N)))
+    assert torch.allclose(draft.log_q, made.log_prob(ctx, draft.tokens), atol=1e-5)
+    for k in range(block_size):
+        conditional = draft.conditional(k)
+        assert torch.allclose(conditional.exp().sum(-1), torch.ones(N), atol=1e-5)
+        chosen = conditional.gather(1, draft.tokens[:, k : k + 1])[:, 0]
+        assert torch.allclose(chosen, draft.log_q[:, k], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_follow_the_stated_law(name):
+    n, made = 40_000, head(name)
+    ctx = context(anchors=1)
+    many = BlockContext(ctx.hidden.expand(n, -1), ctx.embedding, ctx.unembedding)
+    warp = Warp(temperature=0.8, top_p=0.9)
+    with torch.no_grad():
+        draft = made.sample(many, warp, Rng(5, torch.arange(n)))
+    code = (draft.tokens * torch.tensor([V * V, V, 1])).sum(1)
+    expected = torch.zeros(V**3, dtype=torch.float64).scatter_(0, code, draft.log_q.double().sum(1).exp())
+    observed = torch.bincount(code, minlength=V**3).double()
+    big = expected * n > 5
+    rest = torch.tensor([n - observed[big].sum(), n * (1 - expected[big].sum())])
+    pvalue = stats.chisquare(torch.cat([observed[big], rest[:1]]), torch.cat([expected[big] * n, rest[1:]])).pvalue
+    assert pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_position_sees_its_own_token_or_a_later_one(name):
+    ctx, made, block = context(anchors=1), head(name, 5), torch.tensor([[0, 1, 2, 3, 4]])
+    before = made.log_prob(ctx, block)
+    for k in range(5):
+        changed = block.clone()
+        changed[0, k] = (block[0, k] + 1) % V
+        after = made.log_prob(ctx, changed)
+        assert torch.equal(after[:, :k], before[:, :k])
+
+
+@pytest.mark.parametrize("name", ["recurrent-chain", "block-chain"])
+def test_higher_order_chains_see_past_the_last_token_and_first_order_does_not(name):
+    ctx = context(anchors=1)
+    a, b = torch.tensor([[0, 1, 2]]), torch.tensor([[3, 1, 2]])
+    assert not torch.equal(head(name).log_prob(ctx, a)[0, 2], head(name).log_prob(ctx, b)[0, 2])
+    first = head("first-order-chain")
+    assert torch.equal(first.log_prob(ctx, a)[0, 2], first.log_prob(ctx, b)[0, 2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nll_is_the_naive_masked_sum_and_so_is_its_gradient(name):
+    ctx, made = context(), head(name)
+    targets = torch.tensor([[0, 1, 2], [3, 4, 0], [1, 1, 1]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 0]], dtype=torch.bool)
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    got = made.nll(ctx, targets, mask, weights)
+    naive = -made.log_prob(ctx, targets) * mask
+    naive[:, 0] = 0  # the trunk's
+    assert torch.allclose(got.sum, naive.sum(0).float(), atol=1e-5)
+    assert got.count.tolist() == [0.0, 2.0, 1.0]
+    parameters = list(made.parameters())
+    grads = torch.autograd.grad(got.loss, parameters)
+    expected = torch.autograd.grad((naive * weights).sum(), parameters)
+    for one, other in zip(grads, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_independent_heads_marginal_and_mode_are_exact():
+    ctx, made = context(), head("independent")
+    marginal = made.marginal(ctx)
+    blocks = made.mode(ctx)
+    assert torch.allclose(made.log_prob(ctx, blocks).double(), marginal.max(-1).values.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_a_chain_cannot_do_it_says(name):
+    with pytest.raises(NotImplementedError, match=name):
+        head(name).marginal(context())
+
+
+@pytest.mark.parametrize("block_size", [1, 17])
+def test_block_sizes_out_of_range_are_refused(block_size):
+    with pytest.raises(ValueError, match="between 2 and 16"):
+        head("independent", block_size)
+
+
+def test_unknown_names_and_options_name_the_nearest():
+    sizes = {"hidden_size": D, "embedding_size": D, "vocab_size": V, "block_size": 2}
+    with pytest.raises(ValueError, match="block-chain"):
+        build_head("blok-chain", **sizes)
+    with pytest.raises(ValueError, match="'rank'"):
+        build_head("recurrent-chain", **sizes, rnk=3)

@@ -1,0 +1,32 @@
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+from mtp.decoding.warp import Warp, inverse_cdf
+
+
+@pytest.mark.parametrize("temperature, top_p", [(0.7, 1.0), (1.0, 0.5), (1.3, 0.9), (0.7, 0.05)])
+def test_the_warped_law_is_transformers_own(temperature, top_p):
+    logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)) * 2
+    theirs = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, logits))
+    assert torch.allclose(Warp(temperature, top_p).log_prob(logits).exp(), theirs.softmax(-1), atol=1e-6)
+
+
+def test_temperature_zero_is_greedy_and_certain():
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    tokens, log_q = Warp(0.0).draw(logits, torch.tensor([0.99]))
+    assert tokens.tolist() == [1] and log_q.tolist() == [0.0]
+    assert Warp(0.0).log_prob(logits).exp().tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_inverse_cdf_never_draws_an_impossible_token():
+    probs = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    uniform = torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-24])
+    tokens = inverse_cdf(probs.expand(5, -1), uniform)
+    assert tokens.tolist() == [1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Warp(**bad)

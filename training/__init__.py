@@ -1,0 +1,1 @@
+"""One loop for every task: strict config, addressed data, exact resume."""

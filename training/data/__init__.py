@@ -1,0 +1,1 @@
+"""From documents to global batches: sources, tokenizers, a memory-mapped store, windows."""

@@ -1,0 +1,267 @@
+"""The training loop, one for every task.
+
+Gradients of sums are added over ranks and micro-batches, divided once by the global count, then
+clipped. Learning rate, data and noise are functions of (seed, step), so what a checkpoint holds is
+weights, optimizer moments, averages and the step: nothing else moves.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from flowmap.objectives.base import Loss, Objective
+from flowmap.rng import Rng
+from training.config import RunConfig, TrainingConfig
+from training.hardware import choose_threads, quiet_libraries, resolve_precision
+from training.run_dir import RunDir
+from training.schedules import learning_rate
+from training.task import Task
+
+
+class SliceLoss(nn.Module):
+    """Model and objective behind one forward, which is what DDP wraps."""
+
+    def __init__(self, model: nn.Module, objective: Objective, precision: str) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else None
+
+    def forward(self, batch: Any, rng: Rng, step: int) -> Loss:
+        fast = self.training and self.dtype is not None  # what is reported is scored in fp32
+        with torch.autocast(batch.tokens.device.type, self.dtype, enabled=fast):
+            return self.objective(self.model, batch, rng=rng, step=step)
+
+
+def train(
+    config: RunConfig, run_dir: Path, build: Callable[[RunConfig, Accelerator], Task], quiet: bool = False
+) -> dict[str, float]:
+    """Run or go on with a run; returns the last validation metrics."""
+    quiet_libraries()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    main, device, plan = accelerator.is_main_process, accelerator.device, config.training
+    folder = RunDir(run_dir)
+    with accelerator.main_process_first():
+        if main:
+            folder.open(config)
+    slices = accelerator.num_processes * plan.accumulation
+    if plan.batch_size % slices:
+        raise ValueError(
+            f"training.batch_size {plan.batch_size} does not divide into {accelerator.num_processes} processes × {plan.accumulation} micro-batches"
+        )
+    task = build(config, accelerator)
+    known = folder.provenance()
+    precision = known.get("precision") or resolve_precision(plan.precision, device)
+    module = SliceLoss(task.model, task.objective, precision).to(device)
+    if device.type == "cpu":
+        threads = plan.threads or known.get("threads") or _time_threads(module, task, plan.batch_size // slices)
+        torch.set_num_threads(threads)
+    if main:
+        folder.record(
+            **task.facts, precision=precision, threads=torch.get_num_threads(), processes=accelerator.num_processes
+        )
+
+    optimizer = _optimizer(module, config)
+    average = AveragedModel(task.trainable, multi_avg_fn=_moving_average(plan.ema)) if plan.ema else None
+    start = _resume(folder, task, optimizer, average, device)
+    if main:
+        folder.forget_after(start)
+    prepared, optimizer = accelerator.prepare(module, optimizer)
+
+    def checkpoint(step: int) -> None:
+        if main:
+            state = {"step": step, "trainable": task.trainable.state_dict(), "objective": task.objective.state_dict()}
+            state |= {"optimizer": optimizer.state_dict(), "average": average.state_dict() if average else None}
+            folder.save(
+                step, state, lambda path: task.save(path, _averaged_state(task, average)), plan.keep_checkpoints
+            )
+        accelerator.wait_for_everyone()
+
+    validation: dict[str, float] = {}
+    bar = tqdm(
+        range(start, plan.steps),
+        initial=start,
+        total=plan.steps,
+        desc=run_dir.name,
+        disable=None if main and not quiet else True,
+    )
+    clock, window, waited = time.perf_counter(), Metrics(), 0.0
+    for step in bar:
+        # ------------------------------------------------------------ one training step
+        before = time.perf_counter()
+        slices_of_step = _slices(task, accelerator, plan, step, device)
+        waited += time.perf_counter() - before
+        count = torch.zeros((), device=device)
+        for m, (batch, rng) in enumerate(slices_of_step):
+            last = m == len(slices_of_step) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(prepared):
+                loss = prepared(batch, rng, step)
+                # DDP means over ranks; the sum is wanted
+                accelerator.backward(loss.sum * accelerator.num_processes)
+            count += loss.count
+            window.add(loss)
+        count = accelerator.reduce(count, "sum")
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= count.clamp_min(1)
+        norm = accelerator.clip_grad_norm_(module.parameters(), config.optimizer.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, plan.steps, config.optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        if average:
+            average.update_parameters(task.trainable)
+        # ------------------------------------------------------------
+        done = step + 1
+        saves = done % plan.checkpoint_every == 0 or done == plan.steps
+        if done % plan.log_every == 0 or saves:  # so that no logged mean straddles a restart
+            metrics = window.reduce(accelerator)
+            if not math.isfinite(float(norm)) or not math.isfinite(metrics["loss"]):
+                raise ValueError(
+                    f"the loss is not finite at step {done}: lower optimizer.lr; {run_dir} keeps its last checkpoint"
+                )
+            seconds = time.perf_counter() - clock
+            metrics |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"], "data_wait": waited / seconds}
+            metrics["train_tokens_per_second"] = window.positions * accelerator.num_processes / seconds
+            shown = {"loss": metrics["loss"], **{k: v for k, v in validation.items() if k == "head_nll"}}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+            if main:
+                folder.log({"step": done, "split": "train", **metrics})
+            clock, window, waited = time.perf_counter(), Metrics(), 0.0
+        if task.validation and (done % plan.evaluate_every == 0 or done == plan.steps):
+            before = time.perf_counter()
+            if main:
+                validation = evaluate(task, module, average, device)
+                folder.log({"step": done, "split": "validation", **validation})
+            accelerator.wait_for_everyone()
+            clock += time.perf_counter() - before
+        if saves:
+            before = time.perf_counter()
+            checkpoint(done)
+            clock += time.perf_counter() - before
+    accelerator.end_training()
+    return validation
+
+
+@torch.no_grad()
+def evaluate(task: Task, module: SliceLoss, average: AveragedModel | None, device: torch.device) -> dict[str, float]:
+    """Metrics of the averaged weights on the fixed validation batches."""
+    module.eval()
+    metrics = Metrics()
+    with _swapped(task, average):
+        for n, make in enumerate(task.validation):
+            batch = make().to(device)
+            metrics.add(module(batch, Rng(0, torch.arange(batch.size), n), 0))
+    module.train()
+    return metrics.means()
+
+
+class Metrics:
+    """Sums and counts over slices; means at the end."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
+        self.positions = 0.0
+
+    def add(self, loss: Loss) -> None:
+        for name, (total, count) in {"loss": (loss.sum.detach(), loss.count), **loss.metrics}.items():
+            old = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = (old[0] + total, old[1] + count)
+
+    def reduce(self, accelerator: Accelerator) -> dict[str, float]:
+        self.positions = float(self.sums["loss"][1])
+        names = sorted(self.sums)
+        flat = torch.stack([torch.stack([part.float() for part in self.sums[name]]) for name in names])
+        flat = accelerator.reduce(flat, "sum")
+        return {name: (total / max(count, 1)).item() for name, (total, count) in zip(names, flat, strict=True)}
+
+    def means(self) -> dict[str, float]:
+        return {name: (total / count.clamp_min(1)).item() for name, (total, count) in sorted(self.sums.items())}
+
+
+def _slices(task: Task, accelerator: Accelerator, plan: TrainingConfig, step: int, device: torch.device):
+    """This rank's micro-batches: consecutive slices of the global batch, each with its own randomness."""
+    size = plan.batch_size // (accelerator.num_processes * plan.accumulation)
+    result = []
+    for m in range(plan.accumulation):
+        low = (accelerator.process_index * plan.accumulation + m) * size
+        samples = torch.arange(low, low + size)
+        rng = Rng(task.train_seed, samples.to(device), step)
+        result.append((task.train.batch(step, samples).to(device), rng))
+    return result
+
+
+def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    c = config.optimizer
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": c.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
+
+
+def _moving_average(decay: float):
+    """EMA whose memory grows with the run, min(decay, (1+n)/(10+n)), so that short runs forget their start."""
+
+    def update(averaged, current, num_averaged) -> None:
+        n = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+def _resume(folder: RunDir, task: Task, optimizer, average, device) -> int:
+    state = folder.load()
+    if state is None:
+        return 0
+    task.trainable.load_state_dict(state["trainable"])
+    task.objective.load_state_dict(state["objective"])
+    optimizer.load_state_dict(state["optimizer"])
+    if average:
+        average.load_state_dict(state["average"])
+    return state["step"]
+
+
+def _averaged_state(task: Task, average: AveragedModel | None) -> dict[str, Tensor]:
+    state = dict(task.model.state_dict())
+    if average:
+        state |= {task.prefix + name: value for name, value in average.module.state_dict().items()}
+    return state
+
+
+@contextlib.contextmanager
+def _swapped(task: Task, average: AveragedModel | None):
+    """Put the averaged weights in place for the time of an evaluation."""
+    if average is None:
+        yield
+        return
+    pairs = list(zip(task.trainable.parameters(), average.module.parameters(), strict=True))
+
+    def swap() -> None:
+        for own, averaged in pairs:
+            own.data, averaged.data = averaged.data, own.data
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
+
+
+def _time_threads(module: SliceLoss, task: Task, size: int) -> int:
+    batch, rng = task.train.batch(0, torch.arange(size)), Rng(0, torch.arange(size))
+
+    def work() -> None:
+        module(batch, rng, 0).sum.backward()
+        module.zero_grad()
+
+    return choose_threads(work)

@@ -1,0 +1,28 @@
+"""What the loop needs to know of a task, whatever is being trained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowmap.objectives.base import Objective
+from training.data.windows import Dataset
+
+
+@dataclass(frozen=True)
+class Task:
+    """model: what the objective is given. trainable: the part of it that is optimised and averaged,
+    found under `prefix` in the model's state. validation: a fixed list of batches' makers.
+    save(folder, state): write a from_pretrained folder with these weights. facts: for the record."""
+
+    model: nn.Module
+    trainable: nn.Module
+    prefix: str
+    objective: Objective
+    train: Dataset
+    train_seed: int
+    validation: Sequence[Callable[[], Any]]
+    save: Callable[[Path, dict[str, Tensor]], None]
+    facts: dict[str, Any] = field(default_factory=dict)
