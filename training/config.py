@@ -47,7 +47,10 @@ class DataConfig:
     """What is trained on: a suite, a cases file, or text."""
 
     name: str = "stdlib"
-    """'stdlib' (the running Python's standard library), a local .txt/.jsonl file or folder, or a Hub set"""
+    """'stdlib' (the running Python's standard library), a set of `leaplm data list`, a local .txt/.jsonl file
+    or folder, or a Hub set"""
+    root: str | None = None
+    """the folder of public sets as plain files, default the variable LEAPLM_DATA"""
     subset: str | None = None
     """the Hub set's configuration"""
     split: str = "train"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import DataConfig, TokenizerConfig
+from training.data.known import KNOWN, local_paths, read_known
 from training.data.sources import (
     SPLITS,
     Document,
@@ -76,6 +77,9 @@ def _identity(data: DataConfig) -> list[Any]:
     options = [data.subset, data.split, data.text_column, data.sample_by, data.max_documents]
     if data.name == "stdlib":
         return ["stdlib", sys.version, _stamps([path for path, _ in stdlib_files()]), data.max_documents]
+    if data.name in KNOWN:
+        paths = local_paths(KNOWN[data.name], data.root)
+        return [data.name, _stamps(list(paths.values())) if paths else None, data.max_documents]
     sources = [(name, _stamps(local_files(name))) for name in (data.name, data.validation) if name]
     return [sources, options]
 
@@ -90,6 +94,9 @@ def _read_splits(data: DataConfig) -> dict[str, list[str]]:
 
     if data.name == "stdlib":
         return split_documents(limited(stdlib()))
+    if data.name in KNOWN:
+        splits = read_known(KNOWN[data.name], data.root)
+        return {split: texts[: data.max_documents] for split, texts in splits.items()}
     local = local_files(data.name)
     if local and data.split != "train":
         raise ValueError(f"data.split {data.split!r}: local files have no splits; name the files in data.name")
