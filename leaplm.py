@@ -26,6 +26,8 @@ usage: leaplm COMMAND …        (leaplm COMMAND --help explains one)
            leaplm probe runs/poker --suite poker --json poker.json
   perplexity  exact likelihood of held-out text: trunk, and joint head position by position
            leaplm perplexity runs/independent runs/block-chain --json nll.json
+  speed    tokens per second of trunk, transformers and joint heads on the same weights
+           leaplm speed runs/block-chain --batch-sizes 1,8,32
 
 Every user error is one line and exit code 2; LEAPLM_DEBUG=1 shows its traceback.
 """
@@ -33,7 +35,7 @@ Every user error is one line and exit code 2; LEAPLM_DEBUG=1 shows its traceback
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"demo": demo, "train": train, "probe": probe, "perplexity": perplexity}
+    commands = {"demo": demo, "train": train, "probe": probe, "perplexity": perplexity, "speed": speed}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(OVERVIEW, end="")
         return 0
@@ -139,9 +141,10 @@ def perplexity(argv: list[str]) -> None:
 
     @dataclass
     class Perplexity:
-        """Exact likelihood of held-out text: the trunk's own chain, and the joint head's block position by
-        position on the same targets. With an independent head among the runs, the share of its gap to the
-        trunk that each other head closes."""
+        """Exact likelihood of held-out text: the trunk's own chain; the joint head's block, position by position
+        and in mean, beside the trunk on the same targets; the text cut into consecutive blocks and scored by
+        the head alone (direct). With an independent head among the runs, the share of its gap to the trunk
+        that each other head closes."""
 
         runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
         """run directories, checkpoints or model folders"""
@@ -153,6 +156,8 @@ def perplexity(argv: list[str]) -> None:
         """the held-out part"""
         length: int | None = None
         """tokens of context at most, default the run's own"""
+        blocks: tuple[int, ...] | None = None
+        """block sizes to score, default those of 2, 4, 8, 16 that the head reaches"""
         json: Path | None = None
         """write the records here"""
 
@@ -164,6 +169,63 @@ def perplexity(argv: list[str]) -> None:
     from eval.perplexity import run
 
     run(args, ["leaplm", "perplexity", *argv])
+
+
+def speed(argv: list[str]) -> None:
+    """Decoding and training speed."""
+    import tyro
+
+    from mtp.heads import NAMES
+
+    @dataclass
+    class Speed:
+        """Decoding speed of the trunk in our loop, of transformers' own loop, of prompt lookup and of joint heads,
+        on the same weights and interleaved: medians of per-round ratios with their bootstrap 95% interval. Keep
+        the machine idle; an interval wider than ±10% says so."""
+
+        runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RUN …]")] = ()
+        """run directories, checkpoints or model folders, each against its own trunk"""
+        reference: tuple[Literal["S", "M", "L"], ...] = ()
+        """reference trunks with random weights: S 4×256, M 12×768, L the shape of Qwen3-0.6B"""
+        heads: tuple[str, ...] = NAMES
+        """of the reference trunks"""
+        blocks: tuple[int, ...] = (4, 8)
+        """tokens per trunk pass"""
+        rank: int = 128
+        """ρ of the chains on reference trunks"""
+        batch_sizes: Annotated[tuple[int, ...], _numbers()] = (1, 8, 32)
+        """sequences decoded at once"""
+        prompt: int = 128
+        """tokens of the prompt"""
+        new: int = 64
+        """tokens written beyond the first block"""
+        temperature: float = 1.0
+        rounds: int = 15
+        """interleaved rounds, after one of warm-up"""
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+        """auto: bfloat16 on GPUs and on CPUs with AMX"""
+        threads: int | None = None
+        """CPU threads, default torch's"""
+        compile: bool = False
+        """also with the trunk's pass compiled"""
+        train: bool = False
+        """the training step instead: trunk alone, trunk and head at every position and at a quarter of them"""
+        json: Path | None = None
+        """write the records here"""
+
+    args = parse(Speed, argv, "leaplm speed")
+    if not args.runs and not args.reference:
+        raise ValueError("speed needs a run or a reference trunk: leaplm speed RUN, or leaplm speed --reference M")
+    for name in ("blocks", "batch_sizes"):
+        if not getattr(args, name) or min(getattr(args, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be numbers of 1 or above")
+    if min(args.prompt, args.new, args.rounds) < 1:
+        raise ValueError("--prompt, --new and --rounds must be 1 or above")
+    if any(args.new % block for block in args.blocks):
+        raise ValueError(f"--new {args.new} must be a multiple of every block of --blocks")
+    from eval.speed.command import run
+
+    run(args, ["leaplm", "speed", *argv])
 
 
 def demo(argv: list[str]) -> None:
@@ -183,6 +245,23 @@ def demo(argv: list[str]) -> None:
     from eval.demo import run
 
     run(args.out, args.fast, ["leaplm", "demo", *argv])
+
+
+def _comma(text: list[str]) -> tuple[int, ...]:
+    return tuple(int(part) for part in text[0].split(",") if part)
+
+
+def _numbers() -> Any:
+    """A list of numbers as one word: 1,8,32."""
+    import tyro
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N,N,…",
+        instance_from_str=_comma,
+        is_instance=lambda x: isinstance(x, tuple) and all(isinstance(n, int) for n in x),
+        str_from_instance=lambda x: [",".join(map(str, x))],
+    )
 
 
 def parse(kind: Any, argv: list[str], prog: str) -> Any:

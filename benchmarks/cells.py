@@ -14,7 +14,7 @@ def cell(
     file: Path, inputs: dict[str, Any], command: list[str], measure: Callable[[], list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """The records of a cell; `measure` runs only if the file is missing or was made from other inputs."""
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(_stated(inputs), sort_keys=True).encode()).hexdigest()
     if file.exists():
         kept = json.loads(file.read_text())
         if kept["inputs_sha256"] == digest:
@@ -30,3 +30,11 @@ def cell(
     }
     write_json(file, envelope)
     return results
+
+
+def _stated(inputs: Any) -> Any:
+    """Without what is None, false or empty, so that a field added since, which is off, changes nothing."""
+    if not isinstance(inputs, dict):
+        return inputs
+    stated = {key: _stated(value) for key, value in inputs.items()}
+    return {key: value for key, value in stated.items() if value is not None and value is not False and value != {}}

@@ -15,14 +15,15 @@ def block_records(
 ) -> list[dict[str, Any]]:
     """Head and trunk on the same targets. independent: that head's result on the same trunk, for the
     share of the gap closed, which means nothing without the trunk's own NLL and the head's size beside it."""
-    last = f"2-{run.block_size}"
-    contract = {"block": run.block_size, "steps": 1, "nfe": 1, "dtype": "float32", "ema": run.ema}
+    size = result.head.shape[1]
+    last = f"2-{size}"
+    contract = {"block": size, "steps": 1, "nfe": 1, "dtype": "float32", "ema": run.ema}
     common: dict[str, Any] = {"on": on, "split": "validation", "run": run.name, "train_seed": run.train_seed}
     common |= {"kind": "exact", "contract": contract, "n": int(result.count.sum())}
     documents: dict[str, Any] = {"stderr_over": "documents", **common}
     records = []
     for subject, sums in ((run.subject, result.head), ("trunk", result.trunk)):
-        spans = {str(k + 1): [k] for k in range(run.block_size)} | {last: list(range(1, run.block_size))}
+        spans = {str(k + 1): [k] for k in range(size)} | {last: list(range(1, size))}
         for positions, columns in spans.items():
             part = sums[:, columns].mean(1)
             error = standard_error(part, result.count)
@@ -30,12 +31,15 @@ def block_records(
             records.append(
                 record("nll", value, subject=subject, stderr=error, unit="nats/token", positions=positions, **documents)
             )
+        whole = sums.mean(1)
+        value, error = whole.sum() / result.count.sum(), standard_error(whole, result.count)
+        records.append(record("block_nll", value, subject=subject, stderr=error, unit="nats/token", **documents))
     if independent is not None:
         share, error = gap_closed(independent, result)
         records.append(
             record("gap_closed", share, subject=run.subject, stderr=error, unit="fraction", positions=last, **documents)
         )
-    head_flops, trunk_flops = flops(run)
+    head_flops, trunk_flops = flops(run, size)
     head_size, trunk_size = (sum(p.numel() for p in part.parameters()) for part in (run.head, run.model.trunk))
     for subject, size, cost, unit in (
         (run.subject, head_size, head_flops, "FLOP/block"),
@@ -47,7 +51,7 @@ def block_records(
 
 
 @torch.no_grad()
-def flops(run: LoadedRun, window: int = 256) -> tuple[int, int]:
+def flops(run: LoadedRun, block_size: int | None = None, window: int = 256) -> tuple[int, int]:
     """Forward FLOPs of the head for a block of K tokens (position 1 is the trunk's), and of the trunk
     for a token of a window, its unembedding included."""
     ids = torch.zeros(1, window, dtype=torch.int64, device=run.model.device)
@@ -56,7 +60,7 @@ def flops(run: LoadedRun, window: int = 256) -> tuple[int, int]:
     hidden, _ = run.model.states(ids[:, :1])
     context = run.model.context(hidden[:, 0])
     with flop_counter() as whole:
-        run.head.log_prob(context, ids[:, : run.block_size])
+        run.head.log_prob(context, ids[:, : block_size or run.block_size])
     with flop_counter() as first:
         context.first_logits()
     return whole.get_total_flops() - first.get_total_flops(), trunk.get_total_flops() // window

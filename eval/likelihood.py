@@ -1,16 +1,22 @@
-"""Exact block likelihood on text, beside the trunk's own chain on the very same targets.
+"""Exact likelihood of text, summed for each document, so that the data error can be bootstrapped.
 
-For every position i whose next K tokens lie in its document, −log q(x_{i+k} | h_i, x_{i+1..i+k−1}),
-k = 1..K, and −log p(x_{i+k} | x_{≤ i+k−1}) of the trunk: the misspecification gap is their
-difference. Sums are kept per document, so that the data error can be bootstrapped.
+Three scores of the same store: the trunk's own chain; the block law −log q(x_{i+1..i+K} | h_i) at every
+position i, beside the trunk's chain on the very same targets (their difference is the
+misspecification gap); and the direct law, the text cut into consecutive blocks and scored by the head
+alone, which is the likelihood of what verification-free decoding writes.
+Text is cut into windows; a token's context is its window before it, at most.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from mtp.batch import TokenBatch
 from mtp.losses.linear_nll import row_nll
 from training.data.store import TokenStore
 from training.data.windows import TextWindows
@@ -29,33 +35,99 @@ class BlockLikelihood:
         return self.head.sum(0) / self.count.sum(), self.trunk.sum(0) / self.count.sum()
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Likelihood:
+    """sums, count: (documents,) nats and tokens; every token but a document's first is scored once."""
+
+    sums: np.ndarray
+    count: np.ndarray
+
+
 def block_likelihood(
     model, store: TokenStore, length: int = 256, block_size: int | None = None, batch: int = 8, quiet: bool = False
 ) -> BlockLikelihood:
     """model: trunk and head. length: tokens of context at most. block_size: at most the head's."""
     size = block_size or model.head.block_size
-    windows = TextWindows(store, length, size, batch, seed=0)
+    return block_likelihoods(model, store, length, [size], batch, quiet)[size]
+
+
+@torch.no_grad()
+def block_likelihoods(
+    model, store: TokenStore, length: int, sizes: Sequence[int], batch: int = 8, quiet: bool = False
+) -> dict[int, BlockLikelihood]:
+    """Of one head at several block sizes, from one pass: a causal head's first k positions are its law of k tokens."""
+    largest = max(sizes)
     documents = len(store.offsets) - 1
-    head, trunk = np.zeros((documents, size)), np.zeros((documents, size))
-    count = np.zeros(documents)
-    bar = tqdm(range(0, windows.num_windows, batch), desc="likelihood", disable=True if quiet else None, leave=False)
-    for low in bar:
-        part = windows.windows(range(low, min(low + batch, windows.num_windows))).to(model.device)
+    made = {k: BlockLikelihood(np.zeros((documents, k)), np.zeros((documents, k)), np.zeros(documents)) for k in sizes}
+    for part in _windows(model, store, length, largest, batch, quiet):
         hidden, _ = model.states(part.inputs)
-        targets, mask = part.blocks(size)
+        targets, mask = part.blocks(largest)
         everything = model.context(hidden.flatten(0, 1))
         own = row_nll([everything.hidden], [everything.unembedding], targets[..., 0].flatten(), everything.bias)
-        # the trunk's loss at the K targets of position i: those of positions i..i+K−1
-        chain = own.view(hidden.shape[:2]).unfold(1, size, 1)
-        whole = mask.all(-1)[:, : chain.shape[1]]
-        anchors = torch.nn.functional.pad(whole, (0, hidden.shape[1] - whole.shape[1]))
+        own = own.view(hidden.shape[:2])
+        # where the smallest block is whole; the chain's last targets lie in the next window
+        reached = torch.arange(part.length, device=hidden.device) <= part.length - min(sizes)
+        anchors = mask[..., min(sizes) - 1] & reached
+        whole, index = mask[anchors], part.document[:, : part.length][anchors].cpu().numpy()
         nll = -model.head.log_prob(model.context(hidden[anchors]), targets[anchors])
-        index = part.document[:, : part.length][anchors].cpu().numpy()
-        np.add.at(head, index, nll.double().cpu().numpy())
-        np.add.at(trunk, index, chain[whole].double().cpu().numpy())
-        np.add.at(count, index, 1)
-    return BlockLikelihood(head, trunk, count)
+        # the trunk's loss at the K targets of position i: those of positions i..i+K−1
+        chain = torch.nn.functional.pad(own, (0, largest - 1)).unfold(1, largest, 1)[anchors]
+        left = part.length - torch.nonzero(anchors)[:, 1]
+        for k, sums in made.items():
+            kept = whole[:, k - 1] & (left >= k)
+            rows = index[kept.cpu().numpy()]
+            np.add.at(sums.head, rows, nll[kept, :k].double().cpu().numpy())
+            np.add.at(sums.trunk, rows, chain[kept, :k].double().cpu().numpy())
+            np.add.at(sums.count, rows, 1)
+    return made
+
+
+@torch.no_grad()
+def chain_likelihood(model: Any, store: TokenStore, length: int, batch: int = 8, quiet: bool = False) -> Likelihood:
+    """Of the trunk's own chain, the document's end included."""
+    total = Likelihood(*np.zeros((2, len(store.offsets) - 1)))
+    for part in _windows(model, store, length, 1, batch, quiet):
+        hidden, _ = model.states(part.inputs)
+        targets, mask = part.blocks(1)
+        anchors = mask[..., 0]
+        context = model.context(hidden[anchors])
+        nll = row_nll([context.hidden], [context.unembedding], targets[anchors][:, 0], context.bias)
+        _add(total, part, anchors, nll[:, None], torch.ones_like(nll, dtype=torch.bool)[:, None])
+    return total
+
+
+@torch.no_grad()
+def direct_likelihood(
+    model: Any, store: TokenStore, length: int, block_size: int, batch: int = 8, quiet: bool = False
+) -> Likelihood:
+    """Of direct decoding: each document cut into consecutive blocks, each drawn whole from the head. The same
+    tokens as the chain's; a document's last block may be short."""
+    total = Likelihood(*np.zeros((2, len(store.offsets) - 1)))
+    starts = torch.from_numpy(store.offsets)
+    for part in _windows(model, store, length, block_size, batch, quiet):
+        hidden, _ = model.states(part.inputs)
+        targets, mask = part.blocks(block_size)
+        document = part.document[:, : part.length]
+        assert part.position is not None
+        offset = part.position[:, : part.length] - starts.to(document.device)[document.clamp_min(0)]
+        anchors = mask[..., 0] & (offset % block_size == 0)
+        nll = -model.head.log_prob(model.context(hidden[anchors]), targets[anchors])
+        _add(total, part, anchors, nll, mask[anchors])
+    return total
+
+
+def _windows(model: Any, store: TokenStore, length: int, reach: int, batch: int, quiet: bool) -> Iterator[TokenBatch]:
+    windows = TextWindows(store, length, reach, batch, seed=0)
+    bar = tqdm(range(0, windows.num_windows, batch), desc="likelihood", disable=True if quiet else None, leave=False)
+    for low in bar:
+        yield windows.windows(range(low, min(low + batch, windows.num_windows))).to(model.device)
+
+
+def _add(total: Likelihood, part: TokenBatch, anchors: Tensor, nll: Tensor, mask: Tensor) -> None:
+    """nll, mask: (anchors, K) → each document's sums."""
+    index = part.document[:, : part.length][anchors].cpu().numpy()
+    np.add.at(total.sums, index, (nll * mask).sum(1).double().cpu().numpy())
+    np.add.at(total.count, index, mask.sum(1).cpu().numpy())
 
 
 def gap_closed(independent: BlockLikelihood, joint: BlockLikelihood, resamples: int = 500) -> tuple[float, float]:

@@ -23,6 +23,7 @@ METRICS = frozenset(
         "conditional_acceptance",
         "tokens_per_second",
         "latency",
+        "speedup",
         "tokens_per_forward",
         "peak_memory",
         "parameters",

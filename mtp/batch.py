@@ -11,7 +11,8 @@ class TokenBatch:
     """tokens: (batch, length + reach); the trunk reads the first `length`, the rest are targets only.
     document: same shape, which document a token belongs to, −1 for padding.
     scored: same shape, tokens that count as targets. hidden: cached trunk states (batch, length, d).
-    starts: (batch, length), the only positions the head is trained at; None: all of them."""
+    starts: (batch, length), the only positions the head is trained at; None: all of them.
+    position: same shape as tokens, where in the corpus a token stands, if it comes from one."""
 
     tokens: Tensor
     document: Tensor
@@ -19,6 +20,7 @@ class TokenBatch:
     length: int
     hidden: Tensor | None = None
     starts: Tensor | None = None
+    position: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -41,7 +43,9 @@ class TokenBatch:
         return window, inside.long().cumprod(-1).bool()
 
     def to(self, device: torch.device) -> "TokenBatch":
-        hidden, starts = (None if x is None else x.to(device, non_blocking=True) for x in (self.hidden, self.starts))
-        return TokenBatch(
-            self.tokens.to(device), self.document.to(device), self.scored.to(device), self.length, hidden, starts
-        )
+        optional = {
+            name: None if value is None else value.to(device, non_blocking=True)
+            for name, value in (("hidden", self.hidden), ("starts", self.starts), ("position", self.position))
+        }
+        tokens, document, scored = (x.to(device) for x in (self.tokens, self.document, self.scored))
+        return TokenBatch(tokens, document, scored, self.length, **optional)

@@ -117,6 +117,9 @@ class HeadConfig:
     """of the head's loss beside the trunk's"""
     anchor_fraction: Share = 1.0
     """score the head on this fraction of the positions"""
+    starts_only: bool = False
+    """suites and cases: train the head only where decoding hangs its blocks, at the prompt's end and every K
+    tokens after it; K times less work, and the run can then be probed with blocks of K alone"""
 
 
 @dataclass(config=STRICT)

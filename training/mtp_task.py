@@ -135,13 +135,15 @@ def _suite_data(config: RunConfig, suite: Suite) -> Data:
             raise ValueError("tokenizer.kind 'pretrained' needs tokenizer.name")
         tokenizer = load_tokenizer(config.tokenizer.name)
     else:
-        tokenizer = word_tokenizer(text for prompt, law in suite.laws.items() for text in (prompt, *law))
+        tokenizer = word_tokenizer(
+            text for laws in (suite.trained, suite.laws) for prompt, law in laws.items() for text in (prompt, *law)
+        )
     encoded = encode_suite(suite, tokenizer)
     block_size = config.head.block_size if config.head.name else 1
     if config.data.cases and config.head.name:  # K from the longest text and its end token
         block_size = min(MAX_BLOCK, max(MIN_BLOCK, encoded.longest))
     size = config.training.batch_size
-    train = case_rows(encoded, block_size, size, config.seed, starts_only=config.data.cases is not None)
+    train = case_rows(encoded, block_size, size, config.seed, starts_only=config.head.starts_only)
     fresh = train.with_seed(config.seed + VALIDATION_SEED)
     validation = [partial(fresh.batch, n, torch.arange(size)) for n in range(config.training.evaluate_batches)]
     return Data(tokenizer, block_size, train, validation, {"suite": suite.name, "fingerprint": suite.fingerprint})

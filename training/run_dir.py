@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from training.config import RunConfig, difference, read_yaml, to_dict
+from training.config import RunConfig, difference, read_yaml, to_dict, validate
 from training.provenance import git_diff, provenance, write_json
 
 OURS = {"checkpoints", "command.txt", "diff.patch", "config.yaml", "provenance.json", "metrics.jsonl"}
@@ -34,7 +34,10 @@ class RunDir:
         file = self.path / "config.yaml"
         wanted = yaml.safe_load(yaml.safe_dump(to_dict(config)))  # through YAML, as the file has been
         if self.steps():
-            if differing := difference(read_yaml(file), wanted):
+            held = to_dict(
+                validate(read_yaml(file), str(file))
+            )  # fields that are newer than the run have their defaults
+            if differing := difference(yaml.safe_load(yaml.safe_dump(held)), wanted):
                 names = ", ".join(differing[:3])
                 raise ValueError(
                     f"{self.path} holds a run with another {names}: name another folder with --run-dir, or remove it"

@@ -50,8 +50,8 @@ def probe(
     warp = warp or Warp()
     encoded = encode_suite(suite, run.tokenizer)
     size = block or run.block_size
-    if size != run.block_size and (run.config.get("data") or {}).get("cases"):
-        raise ValueError(f"{run.name} was trained on cases for blocks of {run.block_size} alone: leave --block out")
+    if size != run.block_size and (run.config.get("head") or {}).get("starts_only"):
+        raise ValueError(f"{run.name} was trained for blocks of {run.block_size} alone: leave --block out")
     batch = max(1, min(batch, MOST_LOGITS // (len(run.tokenizer) * size)))
     per_prompt = max(1, num // len(suite.laws))
     prompts = [prompt for prompt in suite.prompts for _ in range(per_prompt)]
@@ -80,43 +80,77 @@ def probe(
         "one_block": encoded.longest <= size, "end_token": encoded.closed,
     }  # fmt: skip
     common: dict[str, Any] = {
-        "on": suite.name, "subject": run.subject, "run": run.name, "split": "law", "train_seed": run.train_seed,
+        "on": suite.name, "subject": run.subject if size > 1 else "trunk", "run": run.name, "split": "law" if suite.train_laws is None else "held-out", "train_seed": run.train_seed,
         "sample_seed": seed, "contract": contract,
     }  # fmt: skip
     records = score(suite, counts, per_prompt, common)
     if warp == Warp() and encoded.longest <= size and encoded.one_token_per_word:
-        exact = exact_variation(run, encoded)
-        records.append(record("total_variation_exact", exact, kind="exact", unit="fraction", **common))
-    return Probe(suite, run.subject, counts, records)
+        variation = exact_variations(run, encoded, size)
+        for stratum, prompts in strata(suite):
+            exact = float(np.mean([variation[prompt] for prompt in prompts]))
+            records.append(
+                record("total_variation_exact", exact, kind="exact", unit="fraction", **{**common, **stratum})
+            )
+    return Probe(suite, common["subject"], counts, records + dumb_records(suite, common))
+
+
+def strata(suite: Suite) -> list[tuple[dict[str, str], list[str]]]:
+    """All prompts, then each stratum's: what the records carry, and the prompts it is a mean over."""
+    named = dict.fromkeys(suite.strata.values())
+    parts = [({"stratum": name}, [p for p in suite.prompts if suite.strata[p] == name]) for name in named]
+    return [({}, list(suite.prompts)), *parts]
 
 
 def score(suite: Suite, counts: Mapping[str, Counter], n: int, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """Validity, total variation, coverage and entropy of n draws a prompt; means over prompts.
+    """Validity, total variation, coverage and entropy of n draws a prompt; means over prompts, and over
+    each stratum's.
 
     Beside the last three stands what exact sampling shows at this n (subject exact-sampler): all
     three are biased by n. Standard errors are over samples: the binomial's with one draw of each kind
     added (so that 100% is not certain), the bootstrap's, and the spread of one exact experiment.
     """
     rng = np.random.default_rng(0)
-    validity, drawn, resampled, exact = [], [], [], []
+    validity: dict[str, float] = {}
+    drawn, resampled, exact = {}, {}, {}
     for prompt, law in suite.laws.items():
         texts = list(dict.fromkeys([*law, *counts[prompt]]))
         p = np.array([law.get(text, 0.0) for text in texts])
         q = np.array([counts[prompt][text] for text in texts]) / n
-        validity.append(float(q[p > 0].sum()))
-        drawn.append(_statistics(p, q[None]))
-        resampled.append(_statistics(p, rng.multinomial(n, q / q.sum(), size=RESAMPLES) / n))
-        exact.append(_statistics(p, rng.multinomial(n, p / p.sum(), size=RESAMPLES) / n))
-    prompts = len(suite.laws)
-    samples: dict[str, Any] = {"kind": "estimate", "stderr_over": "samples", "n": n * prompts}
-    smoothed = (np.array(validity) * n + 1) / (n + 2)
-    binomial = float(np.sqrt((smoothed * (1 - smoothed)).sum() / n) / prompts)
-    records = [record("validity", float(np.mean(validity)), stderr=binomial, unit="fraction", **samples, **common)]
+        validity[prompt] = float(q[p > 0].sum())
+        drawn[prompt] = _statistics(p, q[None])
+        resampled[prompt] = _statistics(p, rng.multinomial(n, q / q.sum(), size=RESAMPLES) / n)
+        exact[prompt] = _statistics(p, rng.multinomial(n, p / p.sum(), size=RESAMPLES) / n)
+    records = []
     nobody = {**common, "subject": "exact-sampler", "run": None, "train_seed": None}
-    for k, (metric, unit) in enumerate(STATISTICS.items()):
-        own, spread, best = (np.mean(part, 0)[k] for part in (drawn, resampled, exact))
-        records.append(record(metric, own[0], stderr=float(spread.std()), unit=unit, **samples, **common))
-        records.append(record(metric, best.mean(), stderr=float(best.std()), unit=unit, **samples, **nobody))
+    for stratum, prompts in strata(suite):
+        samples: dict[str, Any] = {"kind": "estimate", "stderr_over": "samples", "n": n * len(prompts), **stratum}
+        values = np.array([validity[prompt] for prompt in prompts])
+        smoothed = (values * n + 1) / (n + 2)
+        binomial = float(np.sqrt((smoothed * (1 - smoothed)).sum() / n) / len(prompts))
+        records.append(record("validity", float(values.mean()), stderr=binomial, unit="fraction", **samples, **common))
+        for k, (metric, unit) in enumerate(STATISTICS.items()):
+            own, spread, best = (
+                np.mean([part[prompt] for prompt in prompts], 0)[k] for part in (drawn, resampled, exact)
+            )
+            records.append(record(metric, own[0], stderr=float(spread.std()), unit=unit, **samples, **common))
+            records.append(record(metric, best.mean(), stderr=float(best.std()), unit=unit, **samples, **nobody))
+    return records
+
+
+def dumb_records(suite: Suite, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the suite's dumb laws would reach: exact, from the laws alone."""
+    records = []
+    for name, laws in suite.dumb_laws.items():
+        for stratum, prompts in strata(suite):
+            own = {**common, "subject": name, "run": None, "train_seed": None, "kind": "exact", "unit": "fraction"}
+            valid = [sum(q for text, q in laws[p].items() if suite.is_valid(p, text)) for p in prompts]
+            apart = [
+                sum(abs(laws[p].get(text, 0.0) - suite.laws[p].get(text, 0.0)) for text in {*laws[p], *suite.laws[p]})
+                / 2
+                for p in prompts
+            ]
+            records.append(record("validity", float(np.mean(valid)), **own, **stratum))
+            records.append(record("total_variation_exact", float(np.mean(apart)), **own, **stratum))
     return records
 
 
@@ -132,23 +166,47 @@ def _statistics(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.stack([variation, coverage, entropy])
 
 
-def exact_variation(run: LoadedRun, encoded: EncodedSuite) -> float:
-    """½ Σ |q − p| with q read off the head itself: no sampling. Mass outside the law counts whole."""
-    result = []
+def exact_variations(run: LoadedRun, encoded: EncodedSuite, size: int, batch: int = 4096) -> dict[str, float]:
+    """prompt → ½ Σ |q − p| with q read off the head itself: no sampling. Mass outside the law counts whole."""
+    rows = [(prompt, text) for prompt, law in encoded.suite.laws.items() for text in law]
+    states = _last_states(run, [encoded.starts[prompt] for prompt in encoded.suite.prompts])
+    at = {prompt: i for i, prompt in enumerate(encoded.suite.prompts)}
+    lengths = [len(encoded.answers[prompt][text]) for prompt, text in rows]
+    q: dict[tuple[str, str], float] = {}
+    for length in sorted(set(lengths)):
+        chosen = [row for row, n in zip(rows, lengths, strict=True) if n == length]
+        for low in range(0, len(chosen), batch):
+            part = chosen[low : low + batch]
+            answers = torch.tensor([encoded.answers[prompt][text] for prompt, text in part], device=states.device)
+            context = run.model.context(states[[at[prompt] for prompt, _ in part]])
+            log_q = _block_log_prob(run, context, answers, size)
+            q |= dict(zip(part, log_q.double().exp().tolist(), strict=True))
+    result = {}
     for prompt, law in encoded.suite.laws.items():
-        start = torch.tensor([encoded.starts[prompt]], device=run.model.device)
-        hidden, _ = run.model.states(start)
-        texts = list(law)
-        q = torch.zeros(len(texts), dtype=torch.float64)
-        lengths = torch.tensor([len(encoded.answers[prompt][text]) for text in texts])
-        for length in lengths.unique():
-            for part in torch.nonzero(lengths == length).squeeze(1).split(4096):
-                answers = torch.tensor([encoded.answers[prompt][texts[i]] for i in part.tolist()], device=start.device)
-                context = run.model.context(hidden[:, -1].expand(len(part), -1))
-                q[part] = run.head.log_prob(context, answers).double().sum(1).exp().cpu()
-        p = torch.tensor([law[text] for text in texts], dtype=torch.float64)
-        result.append(((q - p).abs().sum() + (1 - q.sum()).clamp_min(0)).item() / 2)
-    return float(np.mean(result))
+        own = [q[prompt, text] for text in law]
+        apart = sum(abs(a - p) for a, p in zip(own, law.values(), strict=True))
+        result[prompt] = (apart + max(0.0, 1 - sum(own))) / 2
+    return result
+
+
+def _last_states(run: LoadedRun, starts: list[list[int]], batch: int = 1024) -> torch.Tensor:
+    """(prompts, d): the trunk's state at each prompt's last token; prompts of one length are read together."""
+    states: list[torch.Tensor | None] = [None] * len(starts)
+    for length in {len(start) for start in starts}:
+        which = [i for i, start in enumerate(starts) if len(start) == length]
+        for low in range(0, len(which), batch):
+            part = which[low : low + batch]
+            hidden, _ = run.model.states(torch.tensor([starts[i] for i in part], device=run.model.device))
+            for i, row in zip(part, hidden[:, -1], strict=True):
+                states[i] = row
+    return torch.stack(states)  # type: ignore[arg-type]
+
+
+def _block_log_prob(run: LoadedRun, context: Any, answers: torch.Tensor, size: int) -> torch.Tensor:
+    """(N,) nats of answers that fit one block."""
+    if size == 1:
+        return context.first_logits().float().log_softmax(-1).gather(1, answers)[:, 0]
+    return run.head.log_prob(context, answers).sum(1)
 
 
 def _texts(run: LoadedRun, out: Decoded, closed: bool) -> list[str]:

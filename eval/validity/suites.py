@@ -13,27 +13,45 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+Laws = Mapping[str, Mapping[str, float]]
+"""prompt → {answer: probability}"""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """laws: prompt → {answer: probability}. An answer is words joined by single spaces."""
+    """laws: what probing scores against; an answer is words joined by single spaces. train_laws: what is
+    trained on, where prompts are held out; else laws. strata: prompt → the class it is reported in.
+    dumb_laws: by name, laws that know too little, to stand beside a result."""
 
     name: str
-    laws: Mapping[str, Mapping[str, float]]
+    laws: Laws
+    train_laws: Laws | None = None
+    strata: Mapping[str, str] = field(default_factory=dict)
+    dumb_laws: Mapping[str, Laws] = field(default_factory=dict)
 
     @property
     def prompts(self) -> tuple[str, ...]:
         return tuple(self.laws)
+
+    @property
+    def trained(self) -> Laws:
+        return self.laws if self.train_laws is None else self.train_laws
 
     def is_valid(self, prompt: str, text: str) -> bool:
         return self.laws[prompt].get(text, 0) > 0
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.laws, sort_keys=True).encode()).hexdigest()[:20]
+        laws = self.laws if self.train_laws is None else [self.laws, self.train_laws]
+        return hashlib.sha256(json.dumps(laws, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def share_of_hash(text: str) -> float:
+    """A number in [0, 1) that is the same for a text on every machine: how prompts are held out."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 _FAMILIES: dict[str, tuple[Callable[..., Suite], tuple[int, ...]]] = {}
@@ -51,7 +69,9 @@ def register(name: str, sizes: tuple[int, ...] = ()) -> Callable[[Callable[..., 
 
 def suite_names() -> list[str]:
     """Names worth suggesting."""
-    import eval.validity.families  # noqa: F401  (registers the built-in ones)
+    import eval.validity.families
+    import eval.validity.poker_draw
+    import eval.validity.smiles  # noqa: F401  (importing registers the built-in ones)
 
     return [f"{name}-{size}" if size else name for name, (_, sizes) in _FAMILIES.items() for size in sizes or (0,)]
 

@@ -6,13 +6,18 @@ Prompts of different lengths are padded on the left; a row that stops inside a b
 wrote up to its stop token and waits for the others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowmap.rng import Rng
 from mtp.decoding.warp import Warp
+
+LOOK_EVERY = 16
+"""Steps between two looks at whether every row has ended, where looking makes the host wait."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,15 @@ def decode(
     block_size: int | None = None,
     stop_tokens: tuple[int, ...] = (),
     pad_token: int = 0,
+    static_cache: bool = True,
+    step_states: Callable[..., tuple[Tensor, Any]] | None = None,
 ) -> Decoded:
     """input_ids: (batch, length), left-padded where attention_mask is 0.
 
     rows: (batch,) addresses of the rows' random numbers, default 0..batch−1: a row draws the same
-    text whatever batch it is decoded in. block_size: at most the head's own.
+    text whatever batch it is decoded in. block_size: at most the head's own. static_cache: keys and
+    values in one buffer of the final length, instead of one that is copied as it grows. step_states:
+    what passes the trunk after the prompt, default `model.states`; see `compiled_step`.
     """
     warp = warp or Warp()
     size = _block_size(model, block_size)
@@ -76,15 +85,18 @@ def decode(
     noise = Rng(seed, rows).uniform("decode", batch, steps, size)
     mask = torch.cat([attention_mask, attention_mask.new_ones(batch, steps * size)], 1)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
+    cache = _static_cache(model, mask.shape[1]) if static_cache else None
+    step_states = step_states or model.states
 
-    blocks, log_q, cache = [], [], None
+    blocks, log_q = [], []
     open_rows = torch.ones(batch, dtype=torch.bool, device=device)
+    look_every = 1 if device.type == "cpu" else LOOK_EVERY
     feed, seen = input_ids, 0
     for step in range(steps):
         seen += feed.shape[1]
-        hidden, cache = model.states(
-            feed, mask[:, :seen], positions[:, seen - feed.shape[1] : seen], cache, use_cache=True
-        )
+        now = positions[:, seen - feed.shape[1] : seen]
+        read = mask if static_cache else mask[:, :seen]
+        hidden, cache = (step_states if step else model.states)(feed, read, now, cache, True)
         context = model.context(hidden[:, -1])
         if model.head is None:
             token, log = warp.draw(context.first_logits(), noise[:, step, 0])
@@ -96,11 +108,23 @@ def decode(
         log_q.append(log)
         if stop_tokens:
             open_rows &= ~torch.isin(feed, stops).any(1)
-            if not open_rows.any():
+            if step % look_every == look_every - 1 and not open_rows.any():
                 break
     return _trim(
         torch.cat(blocks, 1)[:, :max_new_tokens], torch.cat(log_q, 1)[:, :max_new_tokens], stops, pad_token, len(blocks)
     )
+
+
+def _static_cache(model, length: int) -> Any:
+    from transformers import StaticCache
+
+    return StaticCache(config=model.trunk.config, max_cache_len=length)
+
+
+def compiled_step(model) -> Callable[..., tuple[Tensor, Any]]:
+    """The trunk's pass over one block, compiled (seconds, once for each batch and block size): worth it
+    where Python is what a small trunk waits for. Give it to `decode` with a static cache."""
+    return torch.compile(model.states, dynamic=False)
 
 
 def _block_size(model, asked: int | None) -> int:

@@ -81,17 +81,21 @@ class ReadoutHead(JointHead):
             raise ValueError(f"block_size {size} is above the {self.block_size} this head was built for")
         uniform = self.uniforms(ctx, rng, noise, size)
         base = self.projection(ctx.hidden, size - 1)
-        base_logits = nn.functional.linear(base, ctx.unembedding, ctx.bias)
+        # one product for all positions: W, the largest thing a small batch reads, is read once
+        stacked = torch.cat([ctx.hidden[:, None], base], 1).transpose(0, 1)
+        base_logits = nn.functional.linear(stacked, ctx.unembedding, ctx.bias)
         state = self.start(ctx, base)
-        logits = [ctx.first_logits()]
+        logits: list[Tensor] = []
         tokens: list[Tensor] = []
         log_q: list[Tensor] = []
         for k in range(size):
+            logits_k = base_logits[k]
             if k > 0:
                 correction, state = self.step(ctx, base[:, k - 1], state, tokens[-1])
-                extra = 0 if correction is None else correction @ self.readout.T
-                logits.append(base_logits[:, k - 1] + extra)
-            token, log_q_k = warp.draw(logits[k], uniform[:, k])
+                if correction is not None:
+                    logits_k = torch.addmm(logits_k, correction, self.readout.T)
+            token, log_q_k = warp.draw(logits_k, uniform[:, k])
+            logits.append(logits_k)
             tokens.append(token)
             log_q.append(log_q_k)
         return Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp)

@@ -29,6 +29,7 @@ def test_the_gap_closed_stands_beside_the_trunks_nll_and_the_heads_size(run):
     records = {(r["metric"], r["subject"], r.get("positions")): r for r in block_records(run, made, "toy", base)}
     own = run.subject
     assert records["nll", own, "2-3"]["value"] == 2.5 and records["nll", "trunk", "2-3"]["value"] == 2.0
+    assert records["block_nll", own, None]["value"] == 2.0
     assert records["gap_closed", own, "2-3"]["value"] == pytest.approx(0.75)
     assert records["parameters", own, None]["value"] == sum(p.numel() for p in run.model.head.parameters())
     assert records["flops", "trunk", None]["value"] > 0

@@ -3,8 +3,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from eval.likelihood import BlockLikelihood, block_likelihood, gap_closed, standard_error
-from eval.perplexity import chain_likelihood
+from eval.likelihood import (
+    BlockLikelihood,
+    block_likelihood,
+    block_likelihoods,
+    chain_likelihood,
+    direct_likelihood,
+    gap_closed,
+    standard_error,
+)
 from mtp import MTPForCausalLM
 from training.data.store import TokenStore
 
@@ -50,8 +57,8 @@ def test_head_and_trunk_are_scored_on_the_same_targets_as_a_double_loop_does(mod
 def test_every_token_but_a_documents_first_is_scored_once_from_its_own_window(model):
     tokens = np.random.default_rng(1).integers(12, size=43).astype(np.uint16)
     store = TokenStore(tokens, np.array([0, 17, 20, 43]), 0)
-    sums, count = chain_likelihood(model, store, length=8, batch=2)
-    assert count.tolist() == [16, 2, 22]
+    got = chain_likelihood(model, store, length=8, batch=2)
+    assert got.count.tolist() == [16, 2, 22]
     expected = np.zeros(3)
     for start in range(0, 42, 8):
         window = torch.tensor(tokens[start : start + 8].astype(np.int64))[None]
@@ -61,7 +68,37 @@ def test_every_token_but_a_documents_first_is_scored_once_from_its_own_window(mo
             document = int(store.documents_of(np.array([here]))[0])
             if here + 1 < store.offsets[document + 1]:
                 expected[document] -= float(log_p[i, int(tokens[here + 1])])
-    assert np.allclose(sums, expected, atol=1e-4)
+    assert np.allclose(got.sums, expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_one_head_is_scored_at_every_smaller_block(model):
+    tokens = np.random.default_rng(2).integers(12, size=70).astype(np.uint16)
+    store = TokenStore(tokens, np.array([0, 2, 19, 70]), 0)
+    both = block_likelihoods(model, store, 8, [2, 3], batch=4)
+    assert (both[2].count > both[3].count).any()
+    for size in (2, 3):
+        alone = block_likelihood(model, store, 8, size, batch=2)
+        assert both[size].count.tolist() == alone.count.tolist()
+        assert np.allclose(both[size].head, alone.head, atol=1e-4)
+        assert np.allclose(both[size].trunk, alone.trunk, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [2, 3])
+def test_direct_likelihood_cuts_each_document_into_blocks_as_a_loop_does(model, size):
+    tokens = np.random.default_rng(3).integers(12, size=43).astype(np.uint16)
+    store = TokenStore(tokens, np.array([0, 17, 20, 43]), 0)
+    got = direct_likelihood(model, store, length=8, block_size=size, batch=2)
+    assert got.count.tolist() == chain_likelihood(model, store, length=8).count.tolist()
+    expected = np.zeros(3)
+    for document, (low, high) in enumerate(zip(store.offsets[:-1], store.offsets[1:], strict=True)):
+        for anchor in range(low, high - 1, size):
+            window = torch.tensor(tokens[anchor // 8 * 8 : anchor + 1].astype(np.int64))[None]
+            hidden, _ = model.states(window)
+            block = torch.tensor(tokens[anchor + 1 : min(anchor + 1 + size, high)].astype(np.int64))[None]
+            expected[document] -= float(model.head.log_prob(model.context(hidden[:, -1]), block).sum())
+    assert np.allclose(got.sums, expected, atol=1e-4)
 
 
 def test_the_gap_closed_is_the_share_of_the_way_to_the_trunk():

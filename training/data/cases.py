@@ -42,30 +42,31 @@ class EncodedSuite:
 def encode_suite(suite: Suite, tokenizer: Any) -> EncodedSuite:
     """A space joins prompt and answer for tokenizers that see it."""
 
-    def encode(text: str) -> list[int]:
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens:
-            raise ValueError(f"the tokenizer does not know the words of {text!r}: it was made for another suite")
-        return tokens
+    def encode(texts: list[str]) -> list[list[int]]:
+        rows = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        for text, row in zip(texts, rows, strict=True):
+            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in row:
+                raise ValueError(f"the tokenizer does not know the words of {text!r}: it was made for another suite")
+        return rows
 
-    starts = {prompt: [start_token(tokenizer), *encode(prompt)] for prompt in suite.laws}
-    answers = {
-        prompt: {text: encode(f" {text}" if prompt else text) for text in law} for prompt, law in suite.laws.items()
-    }
-    lengths = {len(tokens) for law in answers.values() for tokens in law.values()}
+    laws = {**suite.trained, **suite.laws}
+    prompts = list(laws)
+    starts = {p: [start_token(tokenizer), *row] for p, row in zip(prompts, encode(prompts), strict=True)}
+    spoken = list(dict.fromkeys(f" {text}" if prompt else text for prompt, law in laws.items() for text in law))
+    tokens = dict(zip(spoken, encode(spoken), strict=True))
+    lengths = {len(row) for row in tokens.values()}
     closed = len(lengths) > 1 or max(lengths) < 2
     if closed:
-        for law in answers.values():
-            for tokens in law.values():
-                tokens.append(tokenizer.eos_token_id)
+        tokens = {text: [*row, tokenizer.eos_token_id] for text, row in tokens.items()}
+    answers = {prompt: {text: tokens[f" {text}" if prompt else text] for text in law} for prompt, law in laws.items()}
     return EncodedSuite(suite, starts, answers, closed)
 
 
 def case_rows(encoded: EncodedSuite, reach: int, batch_size: int, seed: int, starts_only: bool = False) -> CaseRows:
     """Prompts are equally likely; answers follow their law."""
     cases = [
-        (encoded.starts[prompt], encoded.answers[prompt][text], p / len(encoded.suite.laws))
-        for prompt, law in encoded.suite.laws.items()
+        (encoded.starts[prompt], encoded.answers[prompt][text], p)
+        for prompt, law in encoded.suite.trained.items()
         for text, p in law.items()
     ]
     longest = max(len(start) + len(answer) for start, answer, _ in cases)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ class CachedWindows:
         index = self.windows.order(n, samples)
         batch = self.windows.windows(index)
         hidden = torch.from_numpy(self.states[np.asarray(index)])
-        return TokenBatch(batch.tokens, batch.document, batch.scored, batch.length, hidden)
+        return replace(batch, hidden=hidden)
 
 
 @torch.no_grad()

@@ -56,8 +56,9 @@ class TextWindows:
         return TokenBatch(
             torch.from_numpy(self.store.tokens[positions].astype(np.int64)),
             torch.from_numpy(document),
-            torch.from_numpy(inside & (positions >= 0)),
+            torch.from_numpy(inside),
             self.length,
+            position=torch.from_numpy(positions),
         )
 
 

@@ -1,0 +1,1 @@
+"""How fast a model decodes and trains, and how fast it could."""

@@ -1,0 +1,78 @@
+"""`leaplm speed`: trunk, transformers and joint heads on the same weights, interleaved."""
+
+from typing import Any
+
+import torch
+
+from eval.loading import load_run
+from eval.records import write_records
+from eval.speed.decoding import Contender, Setting, contenders, measure
+from eval.speed.floor import measure_machine
+from eval.speed.references import reference_trunk
+from eval.speed.training import measure_training
+from eval.tables import print_row
+from mtp.heads import option_names
+from mtp.model import MTPForCausalLM
+from training.hardware import resolve_precision
+
+
+def run(args: Any, command: list[str]) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = resolve_precision(args.dtype, device)
+    dtype = getattr(torch, name)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    machine = measure_machine(dtype, device)
+    print(
+        f"{name}; reads {machine.bandwidth / 1e9:.0f} GB/s, multiplies {machine.throughput / 1e12:.2f} TFLOP/s; "
+        f"prompt {args.prompt}, {args.new} new tokens, temperature {args.temperature}"
+    )
+    records: list[dict[str, Any]] = []
+    for on, trunk, heads in _subjects(args, dtype, device):
+        if args.train:
+            records += measure_training(trunk, heads, on, name, args, machine)
+            continue
+        for batch in args.batch_sizes:
+            setting = Setting(on, batch, args.prompt, args.new, args.temperature, args.rounds)
+            parts = contenders(trunk, heads, setting, args.compile)
+            made = measure(parts, setting, machine, name)
+            _print(on, batch, parts, made)
+            records += made
+    if args.json:
+        write_records(args.json, command, records)
+
+
+def _subjects(args: Any, dtype: torch.dtype, device: torch.device):
+    """(what it is called, the trunk, [(model with a head, block)]) of every reference and every run."""
+    for size in args.reference:
+        trunk = reference_trunk(size, dtype, device)
+        heads = []
+        for head in args.heads:
+            rank = {"rank": args.rank} if "rank" in option_names(head) else {}
+            model: Any = MTPForCausalLM.from_trunk(trunk, head, max(args.blocks), **rank)
+            model.to(device, dtype).eval()
+            heads += [(model, block) for block in args.blocks]
+        yield size, trunk, heads
+    for one in args.runs:
+        loaded = load_run(one)
+        model = loaded.model
+        model.to(device=device, dtype=dtype)
+        blocks = [block for block in args.blocks if block <= loaded.block_size] or [loaded.block_size]
+        yield one, model.trunk, [(model, block) for block in blocks] if model.head is not None else []
+
+
+def _print(on: str, batch: int, parts: list[Contender], records: list[dict[str, Any]]) -> None:
+    print_row(
+        f"\n{on}, batch {batch}", "tokens/s", "× trunk", "95%", "of the floor", "MB, MFLOP a token", "first block"
+    )
+    for c, rate, gain, latency in zip(parts, records[::3], records[1::3], records[2::3], strict=True):
+        low, high = gain["interval"]
+        print_row(
+            c.name,
+            f"{rate['value']:.1f}",
+            f"{gain['value']:.2f}",
+            f"{low:.2f} to {high:.2f}" + ("" if gain["stable"] else " run again"),
+            f"{rate['floor_share']:.0%}",
+            f"{rate['floor_bytes'] / 1e6:.1f}, {rate['floor_flops'] / 1e6:.0f}",
+            f"{latency['value'] * 1e3:.0f} ms",
+        )

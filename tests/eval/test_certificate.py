@@ -1,0 +1,182 @@
+"""Every scorer, on every kind of network, and the networks that must be caught."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from eval.certificate import certify, every_string
+from eval.likelihood import block_likelihood, chain_likelihood, direct_likelihood
+from mtp import MTPForCausalLM
+from mtp.heads import NAMES
+from mtp.heads.base import BlockContext
+from mtp.objective import JointCrossEntropy
+
+V, L = 5, 4
+LAW = {(1, 2, 3, 4): 0.5, (1, 3, 2, 4): 0.3, (4, 4, 0, 0): 0.2}
+
+
+def chain(model, store):
+    return chain_likelihood(model, store, L + 1, quiet=True).sums
+
+
+def block(model, store):
+    """The block at the document's start, which is the only one that is whole."""
+    result = block_likelihood(model, store, L + 1, L, quiet=True)
+    assert (result.count == 1).all()
+    return result.head.sum(1)
+
+
+def direct(size):
+    def score(model, store):
+        return direct_likelihood(model, store, L + 1, size, quiet=True).sums
+
+    return score
+
+
+SCORERS = {"chain": chain, "block": block, "direct-2": direct(2), "direct-3": direct(3), "direct-4": direct(4)}
+
+
+def fresh(head: str):
+    torch.manual_seed(1)
+    config = LlamaConfig(vocab_size=V, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    model = MTPForCausalLM.from_trunk(AutoModelForCausalLM.from_config(config), head, L)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def trained(head: str, steps: int = 60):
+    from flowmap.rng import Rng
+    from mtp.batch import TokenBatch
+
+    model, objective = fresh(head), JointCrossEntropy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    strings = torch.tensor([(0, *text) for text, p in LAW.items() for _ in range(round(10 * p))])
+    tokens = torch.cat([strings, torch.zeros(len(strings), L, dtype=torch.int64)], 1)
+    document = torch.where(torch.arange(tokens.shape[1]) <= L, 0, -1).expand_as(tokens)
+    batch = TokenBatch(tokens, document, document == 0, L + 1)
+    losses = []
+    for step in range(steps):
+        loss = objective(model, batch, rng=Rng(0, torch.arange(len(tokens))), step=step)
+        loss.sum.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.sum.detach()))
+    assert losses[-1] < 0.4 * losses[0]
+    return model.eval()
+
+
+class Oracle(nn.Module):
+    """The law itself behind the contract: states are log-conditionals, the unembedding the identity."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = self
+        self.block_size, self.device = L, torch.device("cpu")
+
+    def states(self, ids):
+        rows = [[self.conditional(tuple(row[1 : i + 1])) for i in range(len(row))] for row in ids.tolist()]
+        return torch.tensor(rows), None
+
+    def context(self, hidden):
+        return BlockContext(hidden, torch.eye(V), torch.eye(V))
+
+    def conditional(self, prefix):
+        mass = [sum(p for text, p in LAW.items() if text[: len(prefix) + 1] == (*prefix, v)) for v in range(V)]
+        total = sum(mass)  # off the law any conditional will do
+        return [
+            max(-50.0, float(torch.tensor(m / total).log())) if total else -float(torch.tensor(V).log()) for m in mass
+        ]
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("make", [fresh, trained])
+@pytest.mark.parametrize("head", NAMES)
+def test_every_scorer_spends_exactly_the_whole_probability(name, make, head):
+    model = make(head)
+    got = certify(lambda store: SCORERS[name](model, store), V, L)
+    assert got.holds and got.exact and got.stderr == 0
+
+
+def test_the_oracle_is_certified_and_scores_the_law():
+    oracle = Oracle()
+    got = certify(lambda store: chain(oracle, store), V, L)
+    assert got.holds and got.total == pytest.approx(1, abs=1e-5)
+    store = every_string(V, L, 0)
+    nats = dict(zip(map(tuple, store.tokens.reshape(-1, L + 1)[:, 1:].tolist()), chain(oracle, store), strict=True))
+    for text, p in LAW.items():
+        assert nats[text] == pytest.approx(-torch.tensor(p).log().item(), abs=1e-5)
+
+
+def see_the_answer(model):
+    """The head is fed x_0: every token it is about to score."""
+    honest = model.head._terms
+
+    def terms(ctx, x):
+        inputs, tables = honest(ctx, x)
+        peek = nn.functional.one_hot(model.peeked, V).float()
+        return [*inputs, 3 * peek], [*tables, torch.eye(V)]
+
+    def log_prob(ctx, x):
+        model.peeked = x[:, 1:]
+        return type(model.head).log_prob(model.head, ctx, x)
+
+    model.head._terms, model.head.log_prob = terms, log_prob
+
+
+def see_the_next_token(model):
+    """The trunk's state at i is computed with token i + 1 in view."""
+    honest = model.states
+
+    def states(ids, *args):
+        hidden, cache = honest(ids, *args)
+        coming = nn.functional.embedding(ids.roll(-1, 1), model.get_output_embeddings().weight)
+        return hidden + 3 * coming, cache
+
+    model.states = states
+
+
+def carry_from_another_step(model):
+    """The context holds an estimate made at another position, which had read the answer by then."""
+    honest = model.states
+
+    def states(ids, *args):
+        hidden, cache = honest(ids, *args)
+        estimate = nn.functional.embedding(ids[:, 1:], model.get_output_embeddings().weight).sum(1, keepdim=True)
+        return hidden + 2 * estimate, cache
+
+    model.states = states
+
+
+@pytest.mark.parametrize("name", ["block", "direct-2", "direct-4"])
+@pytest.mark.parametrize("cheat", [see_the_answer, see_the_next_token, carry_from_another_step])
+def test_a_network_that_has_seen_the_answer_breaks_it(name, cheat):
+    model = fresh("block-chain")
+    cheat(model)
+    assert not certify(lambda store: SCORERS[name](model, store), V, L).holds
+
+
+@pytest.mark.parametrize("cheat", [see_the_next_token, carry_from_another_step])
+def test_a_trunk_that_has_seen_the_answer_breaks_the_chains_certificate(cheat):
+    model = fresh("independent")
+    cheat(model)
+    assert not certify(lambda store: chain(model, store), V, L).holds
+
+
+def test_a_score_cut_short_is_caught():
+    model = fresh("block-chain")
+    assert not certify(lambda store: 0.9 * chain(model, store), V, L).holds
+
+
+def test_noise_is_counted_as_noise():
+    model = fresh("independent")
+    exact = chain(model, every_string(V, L, 0))
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(store):
+        return exact + 0.3 * torch.randn(50, len(exact), generator=generator).numpy() + 0.3**2 / 2
+
+    got = certify(noisy, V, L)
+    assert got.holds and got.exact and got.stderr > 0
