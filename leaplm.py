@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,15 @@ usage: leaplm COMMAND …        (leaplm COMMAND --help explains one)
            leaplm perplexity runs/independent runs/block-chain --json nll.json
   speed    tokens per second of trunk, transformers and joint heads on the same weights
            leaplm speed runs/block-chain --batch-sizes 1,8,32
+  sample   text that a run writes, shown block by block or kept in a file
+           leaplm sample runs/block-chain --temperatures 0 0.7 1 --num 64 --out samples.jsonl
+  quality  the worth of such a file without a verifier: a judge's NLL, entropy, repetition
+           leaplm quality samples.jsonl --judge runs/stdlib-judge
+  report   one page of everything measured of any runs
+           leaplm report runs/independent runs/block-chain samples.jsonl --out report.html
+  data     the text sets known by name: list, or get one
+           leaplm data list
+  completion  for your shell: eval "$(leaplm completion bash)"
 
 Every user error is one line and exit code 2; LEAPLM_DEBUG=1 shows its traceback.
 """
@@ -35,19 +45,18 @@ Every user error is one line and exit code 2; LEAPLM_DEBUG=1 shows its traceback
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"demo": demo, "train": train, "probe": probe, "perplexity": perplexity, "speed": speed}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(OVERVIEW, end="")
         return 0
     try:
-        if argv[0] not in commands:
+        if argv[0] not in COMMANDS:
             import difflib
 
-            near = difflib.get_close_matches(argv[0], commands, 1)
+            near = difflib.get_close_matches(argv[0], COMMANDS, 1)
             raise ValueError(
-                f"unknown command {argv[0]!r}: {'did you mean ' + near[0] + '?' if near else 'choose from ' + ', '.join(commands)}"
+                f"unknown command {argv[0]!r}: {'did you mean ' + near[0] + '?' if near else 'choose from ' + ', '.join(COMMANDS)}"
             )
-        commands[argv[0]](argv[1:])
+        COMMANDS[argv[0]](argv[1:])
     except (ValueError, NotImplementedError) as error:
         if os.environ.get("LEAPLM_DEBUG"):
             raise
@@ -228,6 +237,128 @@ def speed(argv: list[str]) -> None:
     run(args, ["leaplm", "speed", *argv])
 
 
+def sample(argv: list[str]) -> None:
+    """Text that runs write."""
+    import tyro
+
+    @dataclass
+    class Sample:
+        """Write text with each run by direct decoding and show it, block by block, or keep it in a file that
+        `leaplm quality` scores and `leaplm report` shows."""
+
+        runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
+        """run directories, checkpoints or model folders"""
+        prompt: str | None = None
+        """what to go on from, default pieces of the text held out in training, or the suite's prompts"""
+        num: int = 4
+        """samples for each temperature"""
+        new: int = 64
+        """tokens to write"""
+        prompt_tokens: int = 32
+        """tokens of the held-out text that make a prompt"""
+        temperatures: tuple[float, ...] = (1.0,)
+        """0 is greedy"""
+        top_p: float = 1.0
+        block: int | None = None
+        """tokens per trunk pass, default the head's own K; 1 is the trunk alone"""
+        batch: int = 64
+        """samples decoded at once"""
+        seed: int = 0
+        """of the draws: one prompt, seed and temperature always give the same text"""
+        out: Path | None = None
+        """keep the samples here, as JSONL"""
+        json: Path | None = None
+        """write them as JSON, with command and provenance"""
+
+    args = parse(Sample, argv, "leaplm sample")
+    if not args.runs:
+        raise ValueError("sample needs at least one run: leaplm sample RUN")
+    if min(args.num, args.new, args.prompt_tokens, args.batch) < 1 or not args.temperatures:
+        raise ValueError("--num, --new, --prompt-tokens and --batch must be 1 or above, --temperatures not empty")
+    from eval.sample_command import sample as run
+
+    run(args, ["leaplm", "sample", *argv])
+
+
+def quality(argv: list[str]) -> None:
+    """What samples are worth without a verifier."""
+    import tyro
+
+    @dataclass
+    class Quality:
+        """Score files of samples: NLL under a judge (a larger model trained on the same text), unigram entropy,
+        distinct n-grams and repetition, beside the real text that followed the same prompts."""
+
+        samples: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE [FILE …]")]
+        """written by leaplm sample --out"""
+        judge: str | None = None
+        """a run to judge by, such as the preset stdlib-judge; none: no judge NLL, and words instead of tokens"""
+        json: Path | None = None
+        """write the records here"""
+
+    args = parse(Quality, argv, "leaplm quality")
+    if not args.samples:
+        raise ValueError("quality needs at least one file: leaplm quality samples.jsonl --judge RUN")
+    from eval.sample_command import score
+
+    score(args, ["leaplm", "quality", *argv])
+
+
+def report(argv: list[str]) -> None:
+    """One page of everything measured."""
+    import tyro
+
+    @dataclass
+    class Report:
+        """Join any runs on one page: speed against quality, likelihood against block size, validity, training
+        curves, samples, and every record in a table that sorts. One file, no network."""
+
+        runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
+        """run directories (with what probe, perplexity and speed kept there), JSON files of records, JSONL files of samples"""
+        out: Path = Path("report.html")
+        title: str = "leaplm: measured"
+
+    args = parse(Report, argv, "leaplm report")
+    if not args.runs:
+        raise ValueError("report needs at least one run: leaplm report RUN")
+    from eval.joined import run
+
+    run(args, ["leaplm", "report", *argv])
+
+
+def data(argv: list[str]) -> None:
+    """What text is known, where it comes from, whether it is here."""
+    import tyro
+
+    @dataclass
+    class Data:
+        """list: the sets that data.name knows, where each comes from, whether it is here.
+        get NAME: fetch one from where it is published, once."""
+
+        action: tyro.conf.Positional[Literal["list", "get"]]
+        name: tyro.conf.Positional[str | None] = None
+        """of the set to get"""
+        root: str | None = None
+        """the folder of public sets, default the variable LEAPLM_DATA"""
+        json: Path | None = None
+        """write the list here"""
+
+    args = parse(Data, argv, "leaplm data")
+    from training.data.command import run
+
+    run(args, ["leaplm", "data", *argv])
+
+
+def completion(argv: list[str]) -> None:
+    """A shell's completion script."""
+    shells = ("bash", "zsh", "fish")
+    if len(argv) != 1 or argv[0] not in shells:
+        raise ValueError(f"completion takes the shell's name: {', '.join(shells)}")
+    from training.completion import script
+
+    print(script(argv[0], COMMANDS), end="")
+
+
 def demo(argv: list[str]) -> None:
     """The main job on embedded data."""
 
@@ -298,6 +429,12 @@ def _one_line(boxed: str) -> str:
         section, name, why, value = refused.groups()
         return f"{section}.{name} = {value}: {why[0].lower()}{why[1:]}"
     return text
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo, "train": train, "sample": sample, "probe": probe, "perplexity": perplexity, "speed": speed,
+    "quality": quality, "report": report, "data": data, "completion": completion,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

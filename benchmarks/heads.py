@@ -1,38 +1,48 @@
-"""Heads side by side, three seeds: validity on the suites, exact block NLL on the standard library.
+"""Heads side by side, three seeds: validity on the suites, exact likelihood at K = 2, 4, 8 on text.
 
     python -m benchmarks.heads                      every cell that is not there yet
     python -m benchmarks.heads --on stdlib --heads block-chain independent --seeds 0
 
 Each cell trains (or resumes, or finds trained) its run under --runs, measures it, and is kept in
-benchmarks/results/heads/; the table at the end is RESULTS.md's.
+benchmarks/results/heads/; the table at the end is RESULTS.md's. A head is trained at K = 8 and
+scored at 2, 4 and 8. Sets that are not here are left out, with a word.
 """
 
 import argparse
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import cell
-from eval.block_records import block_records
-from eval.likelihood import BlockLikelihood, block_likelihood
-from eval.loading import LoadedRun, load_run
+from eval.likelihood import BlockLikelihood, block_likelihoods
+from eval.loading import load_run
+from eval.perplexity import measure as measure_text
 from eval.records import seeds_mean
+from eval.validity.open import OPEN_SUITES
+from eval.validity.open_probe import open_cases, probe_open
 from eval.validity.probe import probe
 from eval.validity.suites import load_suite
 from training.config import RunConfig, load_preset, override, to_dict
 from training.data.corpus import load_corpus
+from training.data.known import KNOWN, local_paths
 from training.loop import train
 from training.mtp_task import build
 
 RESULTS = Path(__file__).parent / "results" / "heads"
 HEADS = ("independent", "first-order-chain", "recurrent-chain", "block-chain")
-SUITES = ("poker", "pairs-64", "skip-64")
+SUITES = (
+    "poker", "poker-frequency", "pairs-64", "skip-64", "dates", "brackets-8", "sums-2", "sudoku4", "smiles-6",
+    "poker-draw",
+)  # fmt: skip
+TEXTS = ("stdlib", "wikitext2", "tinyshakespeare")
+BLOCKS = (2, 4, 8)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", nargs="+", default=[*SUITES, "stdlib"], choices=[*SUITES, "stdlib"])
+    parser.add_argument("--on", nargs="+", default=[*SUITES, *TEXTS], choices=[*SUITES, *TEXTS])
     parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/heads"))
@@ -40,7 +50,10 @@ def main() -> None:
     command = ["python", "-m", "benchmarks.heads", *sys.argv[1:]]
     found: list[dict[str, Any]] = []
     for on in args.on:
-        measure = text_cell if on == "stdlib" else suite_cell
+        if on in KNOWN and local_paths(KNOWN[on], None) is None:
+            print(f"{on} is not here: leaplm data get {on}")
+            continue
+        measure = text_cell if on in TEXTS else suite_cell
         for head in args.heads:
             for seed in args.seeds:
                 found += measure(on, head, seed, args.runs, command)
@@ -49,38 +62,63 @@ def main() -> None:
 
 
 def suite_cell(suite: str, head: str, seed: int, runs: Path, command: list[str]) -> list[dict[str, Any]]:
+    """The head, and the same model's trunk one token a pass."""
     config = override(load_preset(suite), head__name=head, seed=seed)
 
     def measure() -> list[dict[str, Any]]:
         folder = runs / suite / f"{head}-{seed}"
         train(config, folder, build)
-        return probe(load_run(str(folder)), load_suite(suite), num=20_000, seed=seed).records
+        run, law = load_run(str(folder)), load_suite(suite)
+        made = probe(run, law, num=20_000, seed=seed).records
+        if config.head.starts_only:
+            return made
+        alone = probe(run, law, num=20_000, seed=seed, block=1).records
+        return made + [{**r, "beside": head} for r in alone if r["subject"] == "trunk"]
 
     return cell(RESULTS / f"{suite}-{head}-{seed}.json", to_dict(config), command, measure)
 
 
 def text_cell(on: str, head: str, seed: int, runs: Path, command: list[str]) -> list[dict[str, Any]]:
-    """Heads on one frozen trunk (seed 0); likelihood of the whole validation split."""
-    trunk_config, trunk = load_preset("stdlib-trunk"), runs / on / "trunk"
+    """Heads on one frozen trunk (seed 0); likelihood of the whole validation split, and on source code
+    whether continuations parse."""
+    trunk_config, trunk = load_preset(f"{on}-trunk"), runs / on / "trunk"
     train(trunk_config, trunk, build)
-    config = override(load_preset("stdlib-head"), head__name=head, seed=seed, trunk__pretrained=str(trunk))
-    inputs = {"trunk": to_dict(trunk_config), "head": to_dict(config)}
+    config = text_config(on, head, seed, trunk)
+    inputs = {"trunk": to_dict(trunk_config), "head": to_dict(config), "blocks": list(BLOCKS)}
 
     def measure() -> list[dict[str, Any]]:
-        run, result = likelihood(config, runs / on / f"{head}-{seed}")
-        base = None
-        if head != "independent":
-            _, base = likelihood(override(config, head__name="independent"), runs / on / f"independent-{seed}")
-        return block_records(run, result, on, base)
+        folder = runs / on / f"{head}-{seed}"
+        train(config, folder, build)
+        run = load_run(str(folder))
+        base = {} if head == "independent" else independent(on, seed, runs)
+        store = load_corpus(config.data, config.tokenizer, progress=False).stores["validation"]
+        records = measure_text(run, store, on, "validation", config.data.length, BLOCKS, base)
+        if on == "stdlib":
+            suite = OPEN_SUITES["python"]()
+            for block in (1, *BLOCKS):
+                records += probe_open(run, suite, open_cases(run, suite), num=1000, seed=seed, block=block)
+        return records
 
     return cell(RESULTS / f"{on}-{head}-{seed}.json", inputs, command, measure)
 
 
-def likelihood(config: RunConfig, folder: Path) -> tuple[LoadedRun, BlockLikelihood]:
+def text_config(on: str, head: str, seed: int, trunk: Path) -> RunConfig:
+    return override(
+        load_preset(f"{on}-head"),
+        head__name=head,
+        head__block_size=max(BLOCKS),
+        seed=seed,
+        trunk__pretrained=str(trunk),
+    )
+
+
+@cache
+def independent(on: str, seed: int, runs: Path) -> dict[int, BlockLikelihood]:
+    """That head's blocks, which the share of the gap closed is a share of."""
+    config, folder = text_config(on, "independent", seed, runs / on / "trunk"), runs / on / f"independent-{seed}"
     train(config, folder, build)
-    run = load_run(str(folder))
-    corpus = load_corpus(config.data, config.tokenizer, progress=False)
-    return run, block_likelihood(run.model, corpus.stores["validation"], config.data.length)
+    store = load_corpus(config.data, config.tokenizer, progress=False).stores["validation"]
+    return block_likelihoods(load_run(str(folder)).model, store, config.data.length, BLOCKS)
 
 
 def print_table(records: Iterable[dict[str, Any]]) -> None:
@@ -88,15 +126,17 @@ def print_table(records: Iterable[dict[str, Any]]) -> None:
     trunk's, the exact sampler's) is printed once."""
     groups: dict[tuple[str, ...], dict[int | None, dict[str, Any]]] = {}
     for r in records:
-        shared = r["subject"] in ("trunk", "exact-sampler")
-        group = groups.setdefault((r["on"], r["subject"], r["metric"], r.get("positions", "")), {})
+        shared = r.get("train_seed") is None or (r["subject"] == "trunk" and "beside" not in r)
+        block = r["contract"].get("block", "")
+        name = " ".join(filter(None, [r["metric"], r.get("positions"), r.get("stratum"), r.get("beside")]))
+        group = groups.setdefault((r["on"], r["subject"], str(block), name), {})
         group.setdefault(None if shared else r["train_seed"], r)
-    print("\n| on | subject | metric | value | standard error | seeds |\n|---|---|---|---|---|---|")
-    for (on, subject, metric, positions), group in sorted(groups.items()):
+    print("\n| on | subject | K | metric | value | standard error | seeds |\n|---|---|---|---|---|---|---|")
+    for (on, subject, block, metric), group in sorted(groups.items()):
         mean = seeds_mean(list(group.values()))
         error = f"± {mean['stderr']:.2g} over {mean['stderr_over']}" if "stderr" in mean else ""
         seeds = "" if None in group else ", ".join(map(str, sorted(group)))  # type: ignore[type-var]
-        print(f"| {on} | {subject} | {f'{metric} {positions}'.strip()} | {mean['value']:.5g} | {error} | {seeds} |")
+        print(f"| {on} | {subject} | {block} | {metric} | {mean['value']:.5g} | {error} | {seeds} |")
 
 
 if __name__ == "__main__":

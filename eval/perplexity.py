@@ -13,7 +13,7 @@ from eval.likelihood import (
     standard_error,
 )
 from eval.loading import LoadedRun, load_run
-from eval.records import record, write_records
+from eval.records import keep_records, record, write_records
 from eval.tables import print_row
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
@@ -28,6 +28,7 @@ def run(args: Any, command: list[str]) -> None:
     for one in loaded:
         store, on, length = _text(one, args)
         made = measure(one, store, on, args.split, length, args.blocks, independent)
+        keep_records(one.name, f"perplexity-{on}-{args.split}", command, made)
         _print(one, made)
         records += made
     if args.json:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -77,16 +78,38 @@ def bars(values: Mapping[str, tuple[float, float]], chance: float | None = None)
     return _svg(left + width + 80, height, parts, "bars of validity")
 
 
+@dataclass(frozen=True)
+class Point:
+    """error: half-length of the bar drawn through it; label: written beside it."""
+
+    x: float
+    y: float
+    error: float = 0.0
+    label: str = ""
+
+
 def lines(series: Mapping[str, Sequence[float]], x_label: str, y_label: str, first: int = 1) -> str:
     """One line a series over first, first + 1, …"""
-    left, top, width, height = 56, 14, 430, 230
-    values = [v for line in series.values() for v in line]
-    low, high = min(values), max(values)
-    low, high = low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1)
-    count = max(len(line) for line in series.values())
+    points = {name: [Point(first + k, y) for k, y in enumerate(line)] for name, line in series.items()}
+    return plot(points, x_label, y_label, ticks=range(first, first + max(map(len, points.values()))))
 
-    def at(k: int, value: float) -> tuple[float, float]:
-        return left + width * (k + 0.5) / count, top + height * (high - value) / (high - low)
+
+def plot(
+    series: Mapping[str, Sequence[Point]],
+    x_label: str,
+    y_label: str,
+    *,
+    dots: bool = True,
+    ticks: Sequence[float] | None = None,
+) -> str:
+    """One line and colour a series. ticks: of the x axis."""
+    left, top, width, height = 56, 14, 430, 230
+    points = [p for line in series.values() for p in line]
+    x_low, x_high = _margin([p.x for p in points])
+    low, high = _margin([y for p in points for y in (p.y - p.error, p.y + p.error)])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + width * (x - x_low) / (x_high - x_low), top + height * (high - y) / (high - low)
 
     parts = [
         f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="currentColor" stroke-opacity=".35"/>',
@@ -94,23 +117,36 @@ def lines(series: Mapping[str, Sequence[float]], x_label: str, y_label: str, fir
         _text(left, 10, y_label, 12),
     ]
     for tick in _ticks(low, high):
-        y = at(0, tick)[1]
+        y = at(x_low, tick)[1]
         parts.append(
             f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" stroke-opacity=".12"/>'
         )
         parts.append(_text(left - 6, y + 4, f"{tick:g}", 11, "end"))
-    for k in range(count):
-        parts.append(_text(at(k, low)[0], top + height + 18, str(first + k), 12, "middle"))
+    for tick in _ticks(x_low, x_high) if ticks is None else ticks:
+        parts.append(_text(at(tick, low)[0], top + height + 18, f"{tick:g}", 12, "middle"))
     for i, (name, line) in enumerate(series.items()):
         colour = SERIES[i % len(SERIES)]
-        points = [at(k, value) for k, value in enumerate(line)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        places = [at(p.x, p.y) for p in line]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points]
+        for p, (x, y) in zip(line, places, strict=True) if dots else ():
+            if p.error:
+                y_1, y_2 = at(p.x, p.y - p.error)[1], at(p.x, p.y + p.error)[1]
+                parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y_1:.1f}" y2="{y_2:.1f}" stroke="{colour}"/>')
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>')
+            if p.label:
+                parts.append(_text(x + 6, y - 5, p.label, 11))
         y = top + 16 + 20 * i
         parts.append(f'<rect x="{left + width + 14}" y="{y - 10}" width="12" height="12" fill="{colour}"/>')
         parts.append(_text(left + width + 32, y, name, 12))
-    return _svg(left + width + 190, top + height + 44, parts, f"{y_label} against {x_label}")
+    tallest = max(height, 20 * len(series))
+    return _svg(left + width + 210, top + tallest + 44, parts, f"{y_label} against {x_label}")
+
+
+def _margin(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low or abs(high) or 1)
+    return low - room, high + room
 
 
 def standalone(svg: str) -> str:

@@ -1,5 +1,7 @@
 """The one shape of every JSON the project writes: an envelope of flat records."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +70,30 @@ def record(metric: str, value: float, *, on: str, subject: str, kind: str, unit:
     return {**base, **stderr, "unit": unit, "kind": kind, **more}
 
 
-def write_records(path: Path, command: list[str], results: list[dict[str, Any]]) -> None:
+def write_records(path: Path, command: list[str], results: list[dict[str, Any]], **more: Any) -> None:
+    """more: beside the records, what is no number: samples."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"schema": SCHEMA, "command": command, "provenance": provenance(), "results": results})
+    envelope = {"schema": SCHEMA, "command": command, "provenance": provenance(), "results": results}
+    write_json(path, {**envelope, **more})
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise ValueError(f"{path} holds no records of {SCHEMA}")
+    return value["results"]
+
+
+def keep_records(run: str, name: str, command: list[str], results: list[dict[str, Any]]) -> None:
+    """In the run's own folder, where `leaplm report RUN` finds them; measured again, they are replaced. A run
+    that is no folder of ours, or cannot be written to, keeps nothing."""
+    folder = Path(run)
+    if (folder / "checkpoints").is_dir() and os.access(folder, os.W_OK):
+        safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+        write_records(folder / "records" / f"{safe}.json", command, results)
 
 
 def seeds_mean(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from typing import Any
 
 from training.provenance import provenance
 
+MOST_ROWS = 5000
+"""Records shown, at some 300 bytes each: the page stays below 6 MB."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -39,7 +42,10 @@ def write_report(
         files("eval").joinpath("report.html").read_text(encoding="utf-8")
     )
     where = provenance()
-    page = template.render(title=title, intro=intro, sections=sections, records=[_row(r) for r in records], where=where)
+    rows = [_row(r) for r in records[:MOST_ROWS]]
+    page = template.render(
+        title=title, intro=intro, sections=sections, records=rows, left_out=len(records) - len(rows), where=where
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
@@ -52,7 +58,7 @@ def _row(record: dict[str, Any]) -> dict[str, str]:
     error = record.get("stderr")
     return {
         "metric": record["metric"],
-        "on": record["on"],
+        "on": " · ".join(filter(None, [record["on"], record.get("stratum"), record.get("positions")])),
         "subject": record["subject"],
         "value": f"{record['value']:.4f}",
         "stderr": "" if error is None else f"{error:.4f} ({record.get('stderr_over')})",

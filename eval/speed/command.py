@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from eval.loading import load_run
-from eval.records import write_records
+from eval.records import keep_records, write_records
 from eval.speed.decoding import Contender, Setting, contenders, measure
 from eval.speed.floor import measure_machine
 from eval.speed.references import reference_trunk
@@ -37,6 +37,7 @@ def run(args: Any, command: list[str]) -> None:
             parts = contenders(trunk, heads, setting, args.compile)
             made = measure(parts, setting, machine, name)
             _print(on, batch, parts, made)
+            keep_records(on, f"speed-batch-{batch}", command, made)
             records += made
     if args.json:
         write_records(args.json, command, records)

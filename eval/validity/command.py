@@ -4,18 +4,26 @@ from typing import Any
 
 from eval.loading import load_run
 from eval.pictures import standalone
-from eval.records import write_records
+from eval.records import keep_records, write_records
 from eval.report import Section, write_report
 from eval.tables import print_row
 from eval.validity.heat import suite_heat_map
+from eval.validity.open import OPEN_SUITES, OpenSuite
+from eval.validity.open_probe import open_cases, probe_open
 from eval.validity.probe import Probe, probe
 from eval.validity.suites import load_suite
 from mtp.decoding.warp import Warp
 
+MOST_OPEN = 2000
+"""Samples of an open suite: each is a text of its own."""
+
 
 def run(args: Any, command: list[str]) -> None:
-    suite = load_suite(args.suite)
     warp = Warp(args.temperature, args.top_p)
+    if args.suite in OPEN_SUITES:
+        _run_open(OPEN_SUITES[args.suite](), warp, args, command)
+        return
+    suite = load_suite(args.suite)
     if args.num < len(suite.laws) or args.batch < 1:
         raise ValueError(
             f"--num {args.num} must give each of the {len(suite.laws)} prompts a sample, --batch at least 1"
@@ -26,6 +34,7 @@ def run(args: Any, command: list[str]) -> None:
         done = probe(load_run(name), suite, num=args.num, batch=args.batch, warp=warp, seed=args.seed, block=args.block)
         probes.append(done)
         print_row(done.subject, *summary(done))
+        keep_records(name, f"probe-{suite.name}-{done.subject}", command, done.records)
     records = [r for p in probes for r in p.records]
     if args.json:
         write_records(args.json, command, records)
@@ -40,6 +49,26 @@ def run(args: Any, command: list[str]) -> None:
             [Section("Heat maps", text, suite_heat_map(probes))],
             records,
         )
+
+
+def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> None:
+    if args.picture:
+        raise ValueError(f"suite {suite.name} has no heat map: leave --picture out")
+    records: list[dict[str, Any]] = []
+    print_row("", "validity", "samples", "prompts")
+    for name in args.runs:
+        run = load_run(name)
+        cases = open_cases(run, suite)
+        num = min(args.num, MOST_OPEN)
+        made = probe_open(run, suite, cases, num=num, warp=warp, seed=args.seed, block=args.block)
+        for r in made if not records else made[:1]:
+            print_row(r["subject"], f"{r['value']:.4f} ± {r['stderr']:.4f}", str(r["n"]), str(r["prompts"]))
+        keep_records(name, f"probe-{suite.name}-{made[0]['subject']}", command, made)
+        records += made
+    if args.json:
+        write_records(args.json, command, records)
+    if args.report:
+        write_report(args.report, f"Joint validity on {suite.name}", [], records)
 
 
 def summary(p: Probe) -> tuple[str, ...]:

@@ -78,11 +78,15 @@ def suite_names() -> list[str]:
 
 def load_suite(name: str) -> Suite:
     """A suite by name (`poker`, `pairs-64`, `skip-64`, …) or a cases file's path."""
+    from eval.validity.open import OPEN_SUITES
+
+    if name in OPEN_SUITES:
+        raise ValueError(f"suite {name} has no law to train on or to list: train on text, and probe with it")
     if name.endswith((".jsonl", ".json")) or Path(name).is_file():
         from eval.validity.cases import load_cases
 
         return load_cases(Path(name))
-    names = suite_names()
+    names = [*suite_names(), *OPEN_SUITES]
     family, _, size = name.rpartition("-")
     if name in _FAMILIES and not _FAMILIES[name][1]:
         return _FAMILIES[name][0]()

@@ -1,0 +1,162 @@
+"""`leaplm report RUN…`: everything measured of any runs on one page.
+
+A RUN is a run directory (its training curve, and what probe, perplexity, speed and quality kept there), a JSON
+file of records, or a JSONL file of samples.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.pictures import Point, bars, plot
+from eval.records import read_records
+from eval.report import Sample, Section, write_report
+from eval.samples import read_samples
+
+Records = list[dict[str, Any]]
+MOST_SAMPLES = 24
+INTRO = (
+    "Every number below carries its decoding contract; sort the tables by a click on their heads. Lower nats are "
+    "better, and validity counts an answer only if all of it was right."
+)
+
+
+def run(args: Any, command: list[str]) -> None:
+    records: Records = []
+    samples: list[dict[str, Any]] = []
+    curves: dict[str, list[Point]] = {}
+    for name in args.runs:
+        path = Path(name)
+        if path.suffix == ".jsonl" and path.is_file():
+            samples += read_samples(path)
+        elif path.is_file():
+            records += read_records(path)
+        elif (path / "metrics.jsonl").is_file():
+            curves[path.name] = _curve(path / "metrics.jsonl")
+            for file in sorted((path / "records").glob("*.json")):
+                records += read_records(file)
+            for file in sorted((path / "samples").glob("*.jsonl")):
+                samples += read_samples(file)
+        else:
+            raise ValueError(f"{name} is no run directory, JSON file of records or JSONL file of samples")
+    sections = [
+        *_speed_against_quality(records),
+        *_nll_against_block(records),
+        *_validity(records),
+        *_training(curves),
+        *_samples(samples),
+    ]
+    write_report(args.out, args.title, sections, records, INTRO)
+    print(f"{args.out}: {len(records)} records, {len(samples)} samples, {len(sections)} sections")
+
+
+def _label(r: dict[str, Any]) -> str:
+    block = r.get("contract", {}).get("block", 1)
+    return r["subject"] if block == 1 else f"{r['subject']} K={block}"
+
+
+def _speed_against_quality(records: Records) -> list[Section]:
+    """A point for every way of decoding that was both timed and judged."""
+    sections = []
+    timed = [r for r in records if r["metric"] == "speedup" and "anchor_fraction" not in r["contract"]]
+    for metric, what in (("direct_nll", "nats per token of held-out text"), ("judge_nll", "judge NLL of samples")):
+        quality: dict[tuple[str, int], dict[str, Any]] = {}
+        for r in records:
+            of_trunk = r["metric"] == "nll" and r["subject"] == "trunk" and "positions" not in r
+            wanted = r["metric"] == metric or (metric == "direct_nll" and of_trunk)
+            if wanted and r["contract"].get("temperature", 1.0) == 1.0:
+                quality[r["subject"], r["contract"].get("block", 1)] = r
+        for on, batch in dict.fromkeys((r["on"], r["contract"]["batch"]) for r in timed):
+            series: dict[str, list[Point]] = {}
+            for r in timed:
+                found = quality.get((r["subject"], r["contract"]["block"]))
+                if found and (r["on"], r["contract"]["batch"]) == (on, batch):
+                    label = f"K={r['contract']['block']}" if r["contract"]["block"] > 1 else ""
+                    point = Point(r["value"], found["value"], found.get("stderr", 0.0), label)
+                    series.setdefault(r["subject"], []).append(point)
+            if len(series) > 1:
+                sections.append(
+                    Section(
+                        f"Speed against quality: {what}",
+                        f"Right is faster, down is better. Speed on {on}, batch {batch}, as a multiple of the trunk's own "
+                        "loop; bars are standard errors.",
+                        plot({k: sorted(v, key=lambda p: p.x) for k, v in series.items()}, "× trunk", what),
+                    )
+                )
+    return sections
+
+
+def _nll_against_block(records: Records) -> list[Section]:
+    sections = []
+    for metric, title, text in (
+        ("block_nll", "Likelihood of a block", "−(1/K) log q of the next K tokens at every position, and the trunk's own chain on the same targets."),
+        ("direct_nll", "Likelihood of direct decoding", "The text cut into consecutive blocks, each scored by the head alone: the law of what direct decoding writes."),
+    ):  # fmt: skip
+        found = [r for r in records if r["metric"] == metric]
+        for on in dict.fromkeys(r["on"] for r in found):
+            series: dict[str, list[Point]] = {}
+            for subject in dict.fromkeys(r["subject"] for r in found if r["on"] == on):
+                mine = [r for r in found if r["on"] == on and r["subject"] == subject]
+                by_block = {r["contract"]["block"]: r for r in mine}
+                series[subject] = [Point(k, r["value"], r.get("stderr", 0.0)) for k, r in sorted(by_block.items())]
+            ticks = sorted({p.x for line in series.values() for p in line})
+            errors = "Bars are standard errors over " + " and ".join(sorted({r.get("stderr_over", "") for r in found}))
+            sections.append(
+                Section(f"{title}: {on}", f"{text} {errors}.", plot(series, "K", "nats per token", ticks=ticks))
+            )
+    return sections
+
+
+def _validity(records: Records) -> list[Section]:
+    found = [r for r in records if r["metric"] == "validity" and "stratum" not in r]
+    sections = []
+    for on in dict.fromkeys(r["on"] for r in found):
+        values: dict[str, tuple[float, float]] = {}
+        for r in found:
+            if r["on"] == on:
+                values[_label(r)] = (r["value"], r.get("stderr", 0.0))
+        strata = [
+            r
+            for r in records
+            if r["on"] == on and "stratum" in r and r["metric"] in ("validity", "total_variation_exact")
+        ]
+        sections.append(
+            Section(f"Validity: {on}", "Bars are two standard errors.", bars(values), _strata_table(strata))
+        )
+    return sections
+
+
+def _strata_table(records: Records) -> list[list[str]]:
+    if not records:
+        return []
+    columns = list(dict.fromkeys((r["subject"], r["metric"]) for r in records))
+    head = ["stratum", *(f"{subject}: {'validity' if m == 'validity' else 'exact TV'}" for subject, m in columns)]
+    cells = {(r["stratum"], r["subject"], r["metric"]): f"{r['value']:.4f}" for r in records}
+    strata = dict.fromkeys(r["stratum"] for r in records)
+    return [head, *([s, *(cells.get((s, *column), "–") for column in columns)] for s in strata)]
+
+
+def _curve(file: Path, most: int = 200) -> list[Point]:
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    training = [Point(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
+    return training[:: max(1, len(training) // most)]
+
+
+def _training(curves: dict[str, list[Point]]) -> list[Section]:
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
+        return []
+    return [Section("Training", "Loss of the batch, as it went.", plot(curves, "step", "loss", dots=False))]
+
+
+def _samples(rows: Sequence[dict[str, Any]]) -> list[Section]:
+    if not rows:
+        return []
+    shown: list[Sample] = []
+    for prompt in dict.fromkeys(row["prompt"] for row in rows):
+        for row in (r for r in rows if r["prompt"] == prompt):
+            name = f"{_label(row)}, temperature {row['contract']['temperature']:g}"
+            shown.append(Sample(name, prompt, row["blocks"]))
+    text = f"Each shade is what one pass of the trunk wrote. {min(len(shown), MOST_SAMPLES)} of {len(rows)} samples."
+    return [Section("Samples", text, samples=shown[:MOST_SAMPLES])]

@@ -1,0 +1,128 @@
+"""Quality of samples without a verifier: a judge's likelihood, beside what shows when it is gamed.
+
+A judge alone is easily pleased by dull or repeated text, so unigram entropy, distinct-n and repetition always
+stand beside it, and so does the real text that followed the same prompts (subject data).
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.loading import LoadedRun
+from eval.records import record
+from mtp.losses.linear_nll import row_nll
+from training.data.tokenizer import start_token
+
+NGRAMS = (1, 2, 4)
+REPEATED = 4
+"""Length of the n-grams whose second and later occurrences count as repetition."""
+
+
+def quality(rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str) -> list[dict[str, Any]]:
+    """rows: samples; those of one subject, run, block and temperature are scored together."""
+    key = lambda row: (  # noqa: E731
+        row["subject"], row["run"], row["contract"]["block"], row["contract"]["temperature"], row["contract"]["top_p"],
+    )  # fmt: skip
+    records: list[dict[str, Any]] = []
+    for _, found in groupby(sorted(rows, key=lambda row: str(key(row))), key):
+        group = list(found)
+        first = group[0]
+        more = {name: first[name] for name in ("run", "train_seed", "sample_seed", "contract")}
+        records += _measure([(row["prompt"], row["text"]) for row in group], judge, on, first["subject"], more)
+    real = dict.fromkeys((row["prompt"], row["real"]) for row in rows if row["real"])
+    if real:
+        records += _measure(list(real), judge, on, "data", {"contract": {"new": rows[0]["contract"].get("new")}})
+    return records
+
+
+def _measure(
+    pairs: Sequence[tuple[str, str]], judge: LoadedRun | None, on: str, subject: str, more: dict[str, Any]
+) -> list[dict[str, Any]]:
+    encode = _encoder(judge)
+    tokens = [encode(text) for _, text in pairs]
+    common: dict[str, Any] = {"on": on, "subject": subject, "kind": "estimate", "n": len(pairs), **more}
+    each: dict[str, list[float]] = {
+        "entropy": [unigram_entropy(t) for t in tokens if t],
+        "repetition": [repetition(t) for t in tokens if len(t) >= REPEATED],
+    }
+    records = []
+    if judge is not None:
+        nll, count = judge_nll(judge, [(encode(p), t) for (p, _), t in zip(pairs, tokens, strict=True)])
+        value, error = ratio_error(nll, count)
+        records.append(
+            record(
+                "judge_nll", value, stderr=error, stderr_over="samples", unit="nats/token", judge=judge.name, **common
+            )
+        )
+    for metric, values in each.items():
+        if values:
+            error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+            unit = "nats" if metric == "entropy" else "fraction"
+            mean = float(np.mean(values))
+            records.append(record(metric, mean, stderr=error, stderr_over="samples", unit=unit, **common))
+    for n in NGRAMS:
+        records.append(record("distinct_n", distinct(tokens, n), unit="fraction", ngram=n, **common))
+    return records
+
+
+def unigram_entropy(tokens: Sequence[int]) -> float:
+    """Nats, of one sample's own tokens: repeated text has little."""
+    p = np.unique(np.asarray(tokens), return_counts=True)[1] / len(tokens)
+    return float(-(p * np.log(p)).sum())
+
+
+def repetition(tokens: Sequence[int], n: int = REPEATED) -> float:
+    """Share of a sample's n-grams that stood in it before."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams)
+
+
+def distinct(samples: Sequence[Sequence[int]], n: int) -> float:
+    """Distinct n-grams over n-grams, of all samples together. It falls with the number of samples."""
+    grams = [tuple(tokens[i : i + n]) for tokens in samples for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / max(1, len(grams))
+
+
+@torch.no_grad()
+def judge_nll(
+    judge: LoadedRun, pairs: Sequence[tuple[list[int], list[int]]], batch: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
+    """(prompt tokens, sample tokens) → nats and tokens of each sample, given its prompt. fp32."""
+    start = start_token(judge.tokenizer)
+    limit = getattr(judge.model.trunk.config, "max_position_embeddings", None) or 1 << 30
+    sums, count = np.zeros(len(pairs)), np.zeros(len(pairs))
+    for low in range(0, len(pairs), batch):
+        part = pairs[low : low + batch]
+        rows = [[start, *prompt, *text][-limit:] for prompt, text in part]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [start] * (longest - len(row)) for row in rows], device=judge.model.device)
+        scored = torch.zeros(ids.shape, dtype=torch.bool)
+        for i, ((_, text), row) in enumerate(zip(part, rows, strict=True)):
+            scored[i, max(1, len(row) - len(text)) : len(row)] = True
+        hidden, _ = judge.model.states(ids[:, :-1])
+        chosen = scored[:, 1:].to(ids.device)
+        context = judge.model.context(hidden[chosen])
+        nll = row_nll([context.hidden], [context.unembedding], ids[:, 1:][chosen], context.bias)
+        index = torch.nonzero(chosen)[:, 0].cpu().numpy() + low
+        np.add.at(sums, index, nll.double().cpu().numpy())
+        np.add.at(count, index, 1)
+    return sums, count
+
+
+def ratio_error(sums: np.ndarray, count: np.ndarray) -> tuple[float, float]:
+    """Σ sums / Σ count and its standard error over samples (delta method)."""
+    mean = float(sums.sum() / count.sum())
+    if len(sums) < 2:
+        return mean, 0.0
+    return mean, float(np.std(sums - mean * count, ddof=1) * len(sums) ** 0.5 / count.sum())
+
+
+def _encoder(judge: LoadedRun | None) -> Callable[[str], list[int]]:
+    """The judge's tokens, or words without a judge."""
+    if judge is not None:
+        return lambda text: judge.tokenizer.encode(text, add_special_tokens=False)
+    words: dict[str, int] = {}
+    return lambda text: [words.setdefault(word, len(words)) for word in text.split()]

@@ -1,0 +1,55 @@
+"""`leaplm sample` and `leaplm quality`: text that a run writes, and what it is worth without a verifier."""
+
+from pathlib import Path
+from typing import Any
+
+from eval.loading import load_run
+from eval.quality import quality
+from eval.records import write_records
+from eval.samples import draw, held_out_prompts, read_samples, write_samples
+from eval.tables import print_row
+from mtp.decoding.warp import Warp
+
+
+def sample(args: Any, command: list[str]) -> None:
+    rows = []
+    for name in args.runs:
+        run = load_run(name)
+        if args.prompt is not None:
+            prompts = [(args.prompt, "")] * args.num
+        else:
+            prompts = held_out_prompts(run, args.num, args.prompt_tokens, args.new)
+        for temperature in args.temperatures:
+            warp = Warp(temperature, args.top_p)
+            rows += draw(run, prompts, new=args.new, warp=warp, seed=args.seed, block=args.block, batch=args.batch)
+    if args.out:
+        write_samples(args.out, rows)
+        print(f"{args.out}: {len(rows)} samples")
+    if args.json:
+        write_records(args.json, command, [], samples=rows)
+    if not args.out and not args.json:
+        for row in rows:
+            print(f"--- {row['subject']}, temperature {row['contract']['temperature']:g}")
+            print(row["prompt"] + "|" + "|".join(row["blocks"]))
+
+
+def score(args: Any, command: list[str]) -> None:
+    judge = load_run(args.judge) if args.judge else None
+    rows = [row for path in args.samples for row in read_samples(path)]
+    records = quality(rows, judge, Path(args.samples[0]).stem)
+    print_row("", "temperature", "judge NLL", "entropy", "distinct-1", "distinct-2", "distinct-4", "repetition")
+    table: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for r in records:
+        key = (r["subject"], r.get("run"), r["contract"].get("block"), r["contract"].get("temperature"))
+        table.setdefault(key, {})[f"{r['metric']}{r.get('ngram', '')}"] = r
+    for (subject, _, block, temperature), cells in table.items():
+        name = subject if not block or block == 1 else f"{subject} K={block}"
+        shown = [
+            f"{cells[m]['value']:.3f}" + (f" ± {cells[m]['stderr']:.3f}" if "stderr" in cells[m] else "")
+            if m in cells
+            else "–"
+            for m in ("judge_nll", "entropy", "distinct_n1", "distinct_n2", "distinct_n4", "repetition")
+        ]
+        print_row(name, "–" if temperature is None else f"{temperature:g}", *shown)
+    if args.json:
+        write_records(args.json, command, records)

@@ -1,0 +1,120 @@
+"""Samples in one file: drawn once, looked at and scored as often as one likes.
+
+A JSONL file, one sample a row: {"subject", "run", "train_seed", "prompt", "text", "blocks" (the text as each trunk
+pass wrote it), "real" (what followed the prompt in the data, if anything), "contract", "sample_seed"}.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.loading import LoadedRun
+from eval.validity.suites import load_suite
+from mtp.decoding.direct import decode, pad_left
+from mtp.decoding.warp import Warp
+from training.config import DataConfig, TokenizerConfig
+from training.data.corpus import load_corpus
+from training.data.tokenizer import start_token
+from training.run_dir import model_folder
+
+FIELDS = {"subject", "run", "train_seed", "prompt", "text", "blocks", "real", "contract", "sample_seed"}
+
+
+def held_out_prompts(run: LoadedRun, num: int, length: int, new: int) -> list[tuple[str, str]]:
+    """(prompt, what followed): windows spread evenly over the held-out text, or a suite's own prompts."""
+    if not run.config:
+        raise ValueError(f"{run.name} does not say what it was trained on: give a --prompt")
+    data = DataConfig(**run.config["data"])
+    if data.suite or data.cases:
+        prompts = load_suite(data.suite or data.cases or "").prompts
+        return [(prompts[i % len(prompts)], "") for i in range(num)]
+    tokenizer = TokenizerConfig(kind="pretrained", name=str(model_folder(run.name)))
+    store = load_corpus(data, tokenizer, progress=False).stores["validation"]
+    starts = np.linspace(0, max(0, len(store.tokens) - length - new), num).astype(int)
+    decode_tokens = lambda part: run.tokenizer.decode(part.tolist(), skip_special_tokens=True)  # noqa: E731
+    return [
+        (decode_tokens(store.tokens[s : s + length]), decode_tokens(store.tokens[s + length : s + length + new]))
+        for s in starts
+    ]
+
+
+@torch.no_grad()
+def draw(
+    run: LoadedRun,
+    prompts: Sequence[tuple[str, str]],
+    *,
+    new: int,
+    warp: Warp,
+    seed: int = 0,
+    block: int | None = None,
+    batch: int = 64,
+) -> list[dict[str, Any]]:
+    """One sample a prompt."""
+    size, end = block or run.block_size, run.tokenizer.eos_token_id
+    rows = []
+    for low in range(0, len(prompts), batch):
+        part = prompts[low : low + batch]
+        starts = [
+            [start_token(run.tokenizer), *run.tokenizer.encode(prompt, add_special_tokens=False)] for prompt, _ in part
+        ]
+        out = decode(
+            run.model,
+            *pad_left(starts, end),
+            max_new_tokens=new,
+            warp=warp,
+            seed=seed,
+            rows=torch.arange(low, low + len(part)),
+            block_size=block,
+            stop_tokens=(end,),
+            pad_token=end,
+        )
+        contract = {
+            "block": size, "steps": 1, "nfe": out.trunk_passes, "temperature": warp.temperature, "top_p": warp.top_p,
+            "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema, "new": new,
+        }  # fmt: skip
+        kept = (out.lengths - out.stopped.long()).tolist()
+        for (prompt, real), tokens, count in zip(part, out.tokens, kept, strict=True):
+            blocks = [run.tokenizer.decode(piece.tolist()) for piece in tokens[:count].split(size)] if count else []
+            rows.append(
+                {
+                    "subject": run.subject if size > 1 else "trunk",
+                    "run": run.name,
+                    "train_seed": run.train_seed,
+                    "prompt": prompt,
+                    "text": run.tokenizer.decode(tokens[:count].tolist()),
+                    "blocks": blocks,
+                    "real": real,
+                    "contract": contract,
+                    "sample_seed": seed,
+                }
+            )
+    return rows
+
+
+def write_samples(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ValueError(f"sample file {path} does not exist: leaplm sample RUN --out {path} writes one")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        if not isinstance(row, dict) or FIELDS - set(row):
+            missing = sorted(FIELDS - set(row)) if isinstance(row, dict) else sorted(FIELDS)
+            raise ValueError(f"{path}, line {number}: no sample of leaplm; it lacks {', '.join(missing[:3])}")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"sample file {path} is empty")
+    return rows
