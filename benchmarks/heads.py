@@ -70,8 +70,6 @@ def suite_cell(suite: str, head: str, seed: int, runs: Path, command: list[str])
         train(config, folder, build)
         run, law = load_run(str(folder)), load_suite(suite)
         made = probe(run, law, num=20_000, seed=seed).records
-        if config.head.starts_only:
-            return made
         alone = probe(run, law, num=20_000, seed=seed, block=1).records
         return made + [{**r, "beside": head} for r in alone if r["subject"] == "trunk"]
 
