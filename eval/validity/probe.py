@@ -51,7 +51,9 @@ def probe(
     encoded = encode_suite(suite, run.tokenizer)
     size = block or run.block_size
     if size not in (1, run.block_size) and (run.config.get("head") or {}).get("starts_only"):
-        raise ValueError(f"{run.name} was trained for blocks of {run.block_size}: leave --block out, or 1 for the trunk alone")
+        raise ValueError(
+            f"{run.name} was trained for blocks of {run.block_size}: leave --block out, or 1 for the trunk alone"
+        )
     batch = max(1, min(batch, MOST_LOGITS // (len(run.tokenizer) * size)))
     per_prompt = max(1, num // len(suite.laws))
     prompts = [prompt for prompt in suite.prompts for _ in range(per_prompt)]

@@ -1,0 +1,93 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from eval.speed.decoding import Setting, contenders, measure, pass_work
+from eval.speed.floor import Machine, Work, measure_machine, measure_work
+from eval.speed.timing import interleaved, pair_ratio
+from mtp import MTPForCausalLM
+
+V, D, F = 50, 16, 24
+
+
+def trunk():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=2, num_attention_heads=2, tie_word_embeddings=True
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_contenders_take_turns_and_the_first_round_is_not_kept():
+    order = []
+    work = {"a": lambda: (order.append("a"), time.sleep(0.002)), "b": lambda: order.append("b")}
+    seconds = interleaved(work, 3, "t", quiet=True)
+    assert "".join(order) == "abbaabba"
+    assert len(seconds["a"]) == 3 and (seconds["a"] > 0.002).all()
+
+
+def test_a_ratio_is_the_median_of_pairs_and_says_when_it_is_no_result():
+    steady = pair_ratio(np.array([2.0, 4.0, 6.0, 2.0, 2.0]), np.array([1.0, 2.0, 3.0, 1.0, 1.0]))
+    assert steady.value == steady.low == steady.high == 2 and steady.stable
+    rng = np.random.default_rng(0)
+    assert not pair_ratio(rng.lognormal(0, 1, 15), np.ones(15)).stable
+
+
+def test_work_is_the_bytes_and_flops_of_products():
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    work = measure_work(lambda: (a @ b).relu())
+    assert work == Work(4 * (15 + 35 + 21), 2 * 3 * 5 * 7)
+    assert Machine(10.0, 100.0).seconds(Work(50, 200)) == 5.0
+    found = measure_machine(torch.float32, torch.device("cpu"))
+    assert found.bandwidth > 1e8 and found.throughput > 1e8
+
+
+def test_a_pass_reads_every_weight_of_the_trunk_once_and_the_chain_its_readout_for_every_token():
+    model = MTPForCausalLM.from_trunk(trunk(), "first-order-chain", 4, rank=8).eval()
+    setting = Setting("toy", 1, prompt=8)
+    alone = pass_work(MTPForCausalLM.from_trunk(model.trunk), 1, setting)
+    layers = 2 * (4 * D * D + 3 * D * F) + V * D
+    assert alone.flops >= 2 * layers and alone.bytes >= 4 * layers
+    two, four = pass_work(model, 2, setting), pass_work(model, 4, setting)
+    readout = 2 * V * 8  # a token's low-rank product
+    assert four.flops - two.flops >= 2 * readout
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_contender_writes_what_it_is_asked_and_is_recorded(batch):
+    base = trunk()
+    model = MTPForCausalLM.from_trunk(base, "recurrent-chain", 4, rank=8).eval()
+    setting = Setting("toy", batch, prompt=8, new=8, rounds=2)
+    parts = contenders(base, [(model, 2), (model, 4)], setting, compiled=False)
+    names = [
+        "trunk",
+        "transformers",
+        *(["prompt-lookup"] if batch == 1 else []),
+        "recurrent-chain K=2",
+        "recurrent-chain K=4",
+    ]
+    assert [c.name for c in parts] == names
+    for c in parts:
+        out = c.write(8)
+        tokens = getattr(out, "tokens", out)
+        assert tokens.shape == (batch, 8 if hasattr(out, "tokens") else 16)
+    records = measure(parts, setting, Machine(1e9, 1e9), "float32", quiet=True)
+    assert [r["metric"] for r in records[:3]] == ["tokens_per_second", "speedup", "latency"]
+    trunk_gain = records[1]
+    assert trunk_gain["value"] == 1 and trunk_gain["interval"] == [1, 1] and trunk_gain["stable"]
+    assert all(r["contract"]["batch"] == batch and r["kind"] == "estimate" for r in records)
+    assert records[0]["floor_bytes"] > 0 and records[0]["floor_share"] > 0
+
+
+def test_decoding_with_either_cache_writes_the_same():
+    from mtp import decode
+
+    model = MTPForCausalLM.from_trunk(trunk(), "block-chain", 3, rank=8).eval()
+    ids = torch.randint(V, (2, 5))
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    out = [decode(model, ids, mask, max_new_tokens=12, static_cache=static) for static in (True, False)]
+    assert torch.equal(out[0].tokens, out[1].tokens)
+    assert torch.allclose(out[0].log_q, out[1].log_q, atol=1e-4)
