@@ -72,8 +72,10 @@ def _print(on: str, batch: int, parts: list[Contender], records: list[dict[str, 
             c.name,
             f"{rate['value']:.1f}",
             f"{gain['value']:.2f}",
-            f"{low:.2f} to {high:.2f}" + ("" if gain["stable"] else " run again"),
+            f"{low:.2f} to {high:.2f}" + ("" if gain["stable"] else " (?)"),
             f"{rate['floor_share']:.0%}",
             f"{rate['floor_bytes'] / 1e6:.1f}, {rate['floor_flops'] / 1e6:.0f}",
             f"{latency['value'] * 1e3:.0f} ms",
         )
+    if not all(r["stable"] for r in records[1::3]):
+        print("(?): the interval is wider than ±10%, which is no result: run again on an idle machine")
