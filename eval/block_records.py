@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from eval.likelihood import BlockLikelihood, gap_closed, standard_error
 from eval.loading import LoadedRun
 from eval.records import record
+from eval.speed.floor import flop_counter
 
 
 def block_records(
@@ -64,12 +64,3 @@ def flops(run: LoadedRun, block_size: int | None = None, window: int = 256) -> t
     with flop_counter() as first:
         context.first_logits()
     return whole.get_total_flops() - first.get_total_flops(), trunk.get_total_flops() // window
-
-
-def flop_counter() -> FlopCounterMode:
-    """Counts matrix products, those added in place too, which torch's own table leaves out."""
-
-    def product(_, a: torch.Size, b: torch.Size, **kwargs: Any) -> int:
-        return 2 * a[0] * a[1] * b[1]
-
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product})

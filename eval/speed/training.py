@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from eval.block_records import flop_counter
 from eval.records import record
-from eval.speed.floor import Machine
+from eval.speed.floor import Machine, flop_counter
 from eval.speed.timing import interleaved, load_average, pair_ratio
 from eval.tables import print_row
 from flowmap.rng import Rng

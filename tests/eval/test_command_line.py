@@ -161,3 +161,42 @@ def test_a_broken_checkpoint_is_one_line(trained, tmp_path, capsys):
     for file in next(trained.glob("checkpoints/step-*/model")).iterdir():
         (folder / file.name).write_bytes(file.read_bytes()[:50] if file.suffix == ".safetensors" else file.read_bytes())
     assert "did not load" in fails(capsys, "probe", str(folder), "--suite", "poker")
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["speed"], "needs a run or a reference"),
+        (["speed", "--reference", "S", "--batch-sizes", "0"], "--batch-sizes must be"),
+        (["speed", "--reference", "S", "--new", "10"], "multiple of every block"),
+        (["speed", "--reference", "S", "--heads", "blok-chain"], "did you mean 'block-chain'"),
+        (["sample"], "at least one run"),
+        (["sample", "RUN", "--num", "0"], "must be 1 or above"),
+        (["quality"], "at least one file"),
+        (["quality", "none.jsonl"], "does not exist"),
+        (["report", "none"], "is no run directory"),
+        (["data", "get"], "needs a name"),
+        (["completion", "csh"], "bash, zsh, fish"),
+        (["probe", "RUN", "--suite", "python"], "no held-out source"),
+        (["probe", "RUN", "--suite", "poker", "--block", "3"], "blocks of at most 2"),
+        (["probe", "RUN", "--suite", "dates"], "does not know the words"),
+        (["perplexity", "RUN"], "was trained on a suite"),
+    ],
+)
+def test_every_wrong_word_is_one_line_with_the_mend(trained, capsys, words, told):
+    assert told in fails(capsys, *(str(trained) if word == "RUN" else word for word in words))
+
+
+def test_sample_quality_and_report_go_hand_in_hand(trained, tmp_path, capsys):
+    samples, page, numbers = tmp_path / "s.jsonl", tmp_path / "r.html", tmp_path / "q.json"
+    drawn = ["--num", "3", "--new", "2", "--temperatures", "0", "1", "--out", str(samples)]
+    assert leaplm.main(["sample", str(trained), *drawn]) == 0
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(rows) == 6 and all(row["prompt"] == "the hand is" and len(row["blocks"]) == 1 for row in rows)
+    assert len({row["text"] for row in rows if row["contract"]["temperature"] == 0}) == 1
+    assert leaplm.main(["quality", str(samples), "--judge", str(trained), "--json", str(numbers)]) == 0
+    assert {r["metric"] for r in json.loads(numbers.read_text())["results"]} >= {"judge_nll", "entropy", "distinct_n"}
+    assert leaplm.main(["report", str(trained), str(numbers), str(samples), "--out", str(page)]) == 0
+    assert "Samples" in page.read_text() and "judge_nll" in page.read_text()
+    assert leaplm.main(["sample", str(trained), "--prompt", "the hand is", "--new", "2", "--num", "1"]) == 0
+    assert "the hand is|" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 import time
+import types
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from eval.speed.decoding import Setting, contenders, measure, pass_work
 from eval.speed.floor import Machine, Work, measure_machine, measure_work
 from eval.speed.timing import interleaved, pair_ratio
+from eval.speed.training import measure_training
 from mtp import MTPForCausalLM
 
 V, D, F = 50, 16, 24
@@ -91,3 +93,24 @@ def test_decoding_with_either_cache_writes_the_same():
     out = [decode(model, ids, mask, max_new_tokens=12, static_cache=static) for static in (True, False)]
     assert torch.equal(out[0].tokens, out[1].tokens)
     assert torch.allclose(out[0].log_q, out[1].log_q, atol=1e-4)
+
+
+def test_the_training_step_counts_flops_of_both_passes_and_a_quarter_of_the_positions_costs_less(capsys):
+    base = trunk()
+    model = MTPForCausalLM.from_trunk(base, "block-chain", 4, rank=8)
+    args = types.SimpleNamespace(rounds=2)
+    records = measure_training(base, [(model, 2), (model, 4)], "toy", "float32", args, Machine(1e9, 1e9), length=32)
+    by = {(r["metric"], r["subject"], r["contract"]["anchor_fraction"]): r for r in records}
+    assert set(by) == {
+        (metric, *who)
+        for metric in ("train_tokens_per_second", "speedup", "flops", "mfu")
+        for who in (("trunk", 1.0), ("block-chain", 1.0), ("block-chain", 0.25))
+    }
+    own = by["flops", "trunk", 1.0]["value"]
+    # forward, and backward for inputs and for weights; embeddings have none
+    layers = 2 * (4 * D * D + 3 * D * F)
+    assert own >= 6 * (layers + V * D) * 0.9
+    whole, quarter = (by["flops", "block-chain", f]["value"] - own for f in (1.0, 0.25))
+    assert whole > 0 and 0.1 * whole < quarter < 0.5 * whole
+    assert by["speedup", "trunk", 1.0]["value"] == 1
+    assert "training step" in capsys.readouterr().out
