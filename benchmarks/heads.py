@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks.cells import cell
 from eval.likelihood import BlockLikelihood, block_likelihoods
 from eval.loading import load_run
@@ -46,9 +48,18 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/heads"))
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value in the head's config, such as head.anchor_fraction=1.0: a variant with cells of its own",
+    )
     args = parser.parse_args()
     command = ["python", "-m", "benchmarks.heads", *sys.argv[1:]]
     found: list[dict[str, Any]] = []
+    pairs = dict(pair.split("=", 1) for pair in args.set)
+    variant = {key.replace(".", "__"): yaml.safe_load(value) for key, value in pairs.items()}
     for on in args.on:
         if on in KNOWN and local_paths(KNOWN[on], None) is None:
             print(f"{on} is not here: leaplm data get {on}")
@@ -56,36 +67,46 @@ def main() -> None:
         measure = text_cell if on in TEXTS else suite_cell
         for head in args.heads:
             for seed in args.seeds:
-                found += measure(on, head, seed, args.runs, command)
+                found += measure(on, head, seed, args.runs, command, variant)
                 print(f"{on} {head} seed {seed}", flush=True)
     print_table(found)
 
 
-def suite_cell(suite: str, head: str, seed: int, runs: Path, command: list[str]) -> list[dict[str, Any]]:
+def suite_cell(
+    suite: str, head: str, seed: int, runs: Path, command: list[str], variant: dict[str, Any]
+) -> list[dict[str, Any]]:
     """The head, and the same model's trunk one token a pass."""
-    config = override(load_preset(suite), head__name=head, seed=seed)
+    config = override(load_preset(suite), head__name=head, seed=seed, **variant)
+    name = cell_name(head, seed, variant)
 
     def measure() -> list[dict[str, Any]]:
-        folder = runs / suite / f"{head}-{seed}"
+        folder = runs / suite / name
         train(config, folder, build)
         run, law = load_run(str(folder)), load_suite(suite)
         made = probe(run, law, num=20_000, seed=seed).records
         alone = probe(run, law, num=20_000, seed=seed, block=1).records
         return made + [{**r, "beside": head} for r in alone if r["subject"] == "trunk"]
 
-    return cell(RESULTS / f"{suite}-{head}-{seed}.json", to_dict(config), command, measure)
+    return cell(RESULTS / f"{suite}-{name}.json", to_dict(config), command, measure)
 
 
-def text_cell(on: str, head: str, seed: int, runs: Path, command: list[str]) -> list[dict[str, Any]]:
+def cell_name(head: str, seed: int, variant: dict[str, Any]) -> str:
+    return "-".join([head, str(seed), *(f"{key.split('__')[-1]}-{value}" for key, value in variant.items())])
+
+
+def text_cell(
+    on: str, head: str, seed: int, runs: Path, command: list[str], variant: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Heads on one frozen trunk (seed 0); likelihood of the whole validation split, and on source code
     whether continuations parse."""
     trunk_config, trunk = load_preset(f"{on}-trunk"), runs / on / "trunk"
     train(trunk_config, trunk, build)
-    config = text_config(on, head, seed, trunk)
+    config = override(text_config(on, head, seed, trunk), **variant)
+    name = cell_name(head, seed, variant)
     inputs = {"trunk": to_dict(trunk_config), "head": to_dict(config), "blocks": list(BLOCKS)}
 
     def measure() -> list[dict[str, Any]]:
-        folder = runs / on / f"{head}-{seed}"
+        folder = runs / on / name
         train(config, folder, build)
         run = load_run(str(folder))
         base = {} if head == "independent" else independent(on, seed, runs)
@@ -97,7 +118,8 @@ def text_cell(on: str, head: str, seed: int, runs: Path, command: list[str]) -> 
                 records += probe_open(run, suite, open_cases(run, suite), num=1000, seed=seed, block=block)
         return records
 
-    return cell(RESULTS / f"{on}-{head}-{seed}.json", inputs, command, measure)
+    made = cell(RESULTS / f"{on}-{name}.json", inputs, command, measure)
+    return [{**r, "variant": variant} for r in made] if variant else made
 
 
 def text_config(on: str, head: str, seed: int, trunk: Path) -> RunConfig:
@@ -126,7 +148,8 @@ def print_table(records: Iterable[dict[str, Any]]) -> None:
     for r in records:
         shared = r.get("train_seed") is None or (r["subject"] == "trunk" and "beside" not in r)
         block = r["contract"].get("block", "")
-        name = " ".join(filter(None, [r["metric"], r.get("positions"), r.get("stratum"), r.get("beside")]))
+        extra = " ".join(f"{key.split('__')[-1]} {value}" for key, value in r.get("variant", {}).items())
+        name = " ".join(filter(None, [r["metric"], r.get("positions"), r.get("stratum"), r.get("beside"), extra]))
         group = groups.setdefault((r["on"], r["subject"], str(block), name), {})
         group.setdefault(None if shared else r["train_seed"], r)
     print("\n| on | subject | K | metric | value | standard error | seeds |\n|---|---|---|---|---|---|---|")

@@ -1,6 +1,6 @@
 """Decoding speed of the reference trunks on a GPU: the same contenders and rounds as `leaplm speed`.
 
-    python -m benchmarks.gpu.speed --out speed.json [--sizes M L] [--batches 1 8 32]
+python -m benchmarks.gpu.speed --out speed.json [--sizes M L] [--batches 1 8 32]
 """
 
 import argparse
