@@ -1,6 +1,6 @@
 """Tables that are printed a row at a time, while the work goes on."""
 
-WIDTH, FIRST = 19, 22
+WIDTH, FIRST = 19, 30
 
 
 def print_row(name: str, *cells: str) -> None:

@@ -61,6 +61,7 @@ def contenders(
     alone = MTPForCausalLM.from_trunk(trunk)
     found = [Contender("trunk", 1, direct(alone, 1), pass_work(alone, 1, setting), {})]
     if compiled:
+        torch.compiler.reset()  # dynamo keeps few shapes of one function, and each setting has its own
         step = compiled_step(alone)
         found.append(Contender("trunk", 1, direct(alone, 1, step_states=step), found[0].work, {"compiled": True}))
     found.append(Contender("transformers", 1, _generate(trunk, ids, setting), found[0].work, {}))
