@@ -35,16 +35,17 @@ def measure_training(
     args: Any,
     machine: Machine,
     length: int = 512,
+    batch: int = 4,
 ) -> list[dict[str, Any]]:
     """Trunk alone, then each head at every position and at a quarter of them. Weights are fp32; dtype is
     the autocast's. A head is trained for the whole block it was built for."""
     trunk.float().train()
     trunk_optimizer = torch.optim.AdamW(trunk.parameters(), lr=1e-6, fused=True)
     whole = {id(model): model for model, _ in heads}.values()
-    steps = [_step(MTPForCausalLM.from_trunk(trunk), 1.0, trunk_optimizer, length, dtype)]
+    steps = [_step(MTPForCausalLM.from_trunk(trunk), 1.0, trunk_optimizer, (batch, length), dtype)]
     for model in whole:
         model.float().train()
-        steps += [_step(model, fraction, trunk_optimizer, length, dtype) for fraction in (1.0, 0.25)]
+        steps += [_step(model, fraction, trunk_optimizer, (batch, length), dtype) for fraction in (1.0, 0.25)]
     names = [f"{s.subject} {s.anchor_fraction:g}" for s in steps]
     seconds = interleaved(dict(zip(names, (s.run for s in steps), strict=True)), args.rounds, f"{on}, training")
     own = seconds[names[0]]
@@ -52,10 +53,10 @@ def measure_training(
     print_row(f"\n{on}, training step", "tokens/s", "time × trunk", "FLOPs × trunk", "TFLOP/s", "peak share")
     for s, name in zip(steps, names, strict=True):
         slowdown = pair_ratio(seconds[name], own)
-        rate = pair_ratio(torch.full((args.rounds,), length).numpy(), seconds[name])
-        share = s.flops * rate.value / length / machine.throughput
+        rate = pair_ratio(torch.full((args.rounds,), batch * length).numpy(), seconds[name])
+        share = s.flops * rate.value / batch / length / machine.throughput
         contract = {
-            "block": s.block, "anchor_fraction": s.anchor_fraction, "length": length, "batch": 1, "dtype": dtype,
+            "block": s.block, "anchor_fraction": s.anchor_fraction, "length": length, "batch": batch, "dtype": dtype,
         }  # fmt: skip
         common: dict[str, Any] = {
             "on": on, "subject": s.subject, "kind": "estimate", "n": args.rounds, "load_average": load_average(),
@@ -67,7 +68,7 @@ def measure_training(
         records += [
             record("train_tokens_per_second", rate.value, unit="tokens/s", **interval, **common),
             record("speedup", 1 / slowdown.value, unit="× trunk", **ratio, flops_ratio=flops_ratio, **common),
-            record("flops", s.flops / length, unit="FLOP/token, forward and backward", **common),
+            record("flops", s.flops / batch / length, unit="FLOP/token, forward and backward", **common),
             record("mfu", share, unit="fraction of measured peak", **common),
         ]
         print_row(
@@ -75,24 +76,26 @@ def measure_training(
             f"{rate.value:.0f}",
             f"{slowdown.value:.2f} ({slowdown.low:.2f}–{slowdown.high:.2f})",
             f"{flops_ratio:.2f}",
-            f"{s.flops * rate.value / length / 1e12:.2f}",
+            f"{s.flops * rate.value / batch / length / 1e12:.2f}",
             f"{share:.0%}",
         )
     return records
 
 
 def _step(
-    model: MTPForCausalLM, fraction: float, trunk_optimizer: torch.optim.Optimizer, length: int, dtype: str
+    model: MTPForCausalLM, fraction: float, trunk_optimizer: torch.optim.Optimizer, size: tuple[int, int], dtype: str
 ) -> Step:
     device = next(model.parameters()).device
     block = model.config.block_size
-    tokens = torch.randint(model.get_output_embeddings().weight.shape[0], (1, length + block), device=device)
+    batch_size, length = size
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    tokens = torch.randint(vocabulary, (batch_size, length + block), device=device)
     batch = TokenBatch(tokens, torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool), length)
     objective = JointCrossEntropy(anchor_fraction=fraction)
     optimizers = [trunk_optimizer]
     if model.head is not None:
         optimizers.append(torch.optim.AdamW(model.head.parameters(), lr=1e-6, fused=True))
-    rng = Rng(0, torch.zeros(1, dtype=torch.int64, device=device))
+    rng = Rng(0, torch.arange(batch_size, device=device))
 
     def gradients() -> None:
         with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):

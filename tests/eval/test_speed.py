@@ -99,7 +99,9 @@ def test_the_training_step_counts_flops_of_both_passes_and_a_quarter_of_the_posi
     base = trunk()
     model = MTPForCausalLM.from_trunk(base, "block-chain", 4, rank=8)
     args = types.SimpleNamespace(rounds=2)
-    records = measure_training(base, [(model, 2), (model, 4)], "toy", "float32", args, Machine(1e9, 1e9), length=32)
+    records = measure_training(
+        base, [(model, 2), (model, 4)], "toy", "float32", args, Machine(1e9, 1e9), length=32, batch=2
+    )
     by = {(r["metric"], r["subject"], r["contract"]["anchor_fraction"]): r for r in records}
     assert set(by) == {
         (metric, *who)
