@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.pictures import Point, bars, plot
-from eval.records import read_records
+from eval.records import read_records, seeds_mean
 from eval.report import Sample, Section, write_report
 from eval.samples import read_samples
 
@@ -52,7 +52,7 @@ def run(args: Any, command: list[str]) -> None:
 
 
 def _label(r: dict[str, Any]) -> str:
-    block = r.get("contract", {}).get("block", 1)
+    block = r.get("contract", {}).get("block", 1) if "run" in r and r["run"] else 1
     return r["subject"] if block == 1 else f"{r['subject']} K={block}"
 
 
@@ -61,30 +61,36 @@ def _speed_against_quality(records: Records) -> list[Section]:
     sections = []
     timed = [r for r in records if r["metric"] == "speedup" and "anchor_fraction" not in r["contract"]]
     for metric, what in (("direct_nll", "nats per token of held-out text"), ("judge_nll", "judge NLL of samples")):
-        quality: dict[tuple[str, int], dict[str, Any]] = {}
+        judged: dict[str, dict[tuple[str, int], Records]] = {}
         for r in records:
             of_trunk = r["metric"] == "nll" and r["subject"] == "trunk" and "positions" not in r
             wanted = r["metric"] == metric or (metric == "direct_nll" and of_trunk)
             if wanted and r["contract"].get("temperature", 1.0) == 1.0:
-                quality[r["subject"], r["contract"].get("block", 1)] = r
-        for on, batch in dict.fromkeys((r["on"], r["contract"]["batch"]) for r in timed):
-            series: dict[str, list[Point]] = {}
-            for r in timed:
-                found = quality.get((r["subject"], r["contract"]["block"]))
-                if found and (r["on"], r["contract"]["batch"]) == (on, batch):
-                    label = f"K={r['contract']['block']}" if r["contract"]["block"] > 1 else ""
-                    point = Point(r["value"], found["value"], found.get("stderr", 0.0), label)
-                    series.setdefault(r["subject"], []).append(point)
-            if len(series) > 1:
-                sections.append(
-                    Section(
-                        f"Speed against quality: {what}",
-                        f"Right is faster, down is better. Speed on {on}, batch {batch}, as a multiple of the trunk's own "
-                        "loop; bars are standard errors.",
-                        plot({k: sorted(v, key=lambda p: p.x) for k, v in series.items()}, "× trunk", what),
+                way = (r["subject"], r["contract"].get("block", 1))
+                judged.setdefault(r["on"], {}).setdefault(way, []).append(r)
+        for text, ways in judged.items():
+            for on, batch in dict.fromkeys((r["on"], r["contract"]["batch"]) for r in timed):
+                series: dict[str, list[Point]] = {}
+                for r in timed:
+                    found = ways.get((r["subject"], r["contract"]["block"]))
+                    if found and (r["on"], r["contract"]["batch"]) == (on, batch):
+                        quality = seeds_mean(found)
+                        point = Point(r["value"], quality["value"], quality.get("stderr", 0.0), _how(r["contract"]))
+                        series.setdefault(r["subject"], []).append(point)
+                if len(series) > 1:
+                    ordered = {name: sorted(points, key=lambda p: p.x) for name, points in series.items()}
+                    caption = (
+                        f"Right is faster, down is better. Speed of {on}, batch {batch}, as a multiple of the trunk's "
+                        f"own loop; quality on {text}; bars are standard errors."
                     )
-                )
+                    title = f"Speed against quality: {what}"
+                    sections.append(Section(title, caption, plot(ordered, "× trunk", what)))
     return sections
+
+
+def _how(contract: dict[str, Any]) -> str:
+    block = f"K={contract['block']}" if contract["block"] > 1 else ""
+    return " ".join(filter(None, [block, "compiled" if contract.get("compiled") else ""]))
 
 
 def _nll_against_block(records: Records) -> list[Section]:
@@ -98,8 +104,11 @@ def _nll_against_block(records: Records) -> list[Section]:
             series: dict[str, list[Point]] = {}
             for subject in dict.fromkeys(r["subject"] for r in found if r["on"] == on):
                 mine = [r for r in found if r["on"] == on and r["subject"] == subject]
-                by_block = {r["contract"]["block"]: r for r in mine}
-                series[subject] = [Point(k, r["value"], r.get("stderr", 0.0)) for k, r in sorted(by_block.items())]
+                by_block: dict[int, Records] = {}
+                for r in mine:
+                    by_block.setdefault(r["contract"]["block"], []).append(r)
+                means = {k: seeds_mean(seeds) for k, seeds in sorted(by_block.items())}
+                series[subject] = [Point(k, r["value"], r.get("stderr", 0.0)) for k, r in means.items()]
             ticks = sorted({p.x for line in series.values() for p in line})
             errors = "Bars are standard errors over " + " and ".join(sorted({r.get("stderr_over", "") for r in found}))
             sections.append(

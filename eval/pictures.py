@@ -10,7 +10,12 @@ from html import escape
 import numpy as np
 
 SHADE = "#3b7dd8"
-SERIES = ("#8a8f98", "#e0a030", "#3b7dd8", "#2aa876", "#c0504d", "#8e5bd0")
+SERIES = ("#3b7dd8", "#e0a030", "#2aa876", "#c0504d", "#8e5bd0", "#8a8f98")
+NAMED = {
+    "trunk": "#8a8f98", "independent": "#e0a030", "first-order-chain": "#8e5bd0", "recurrent-chain": "#2aa876",
+    "block-chain": "#3b7dd8", "transformers": "#c0504d",
+}  # fmt: skip
+"""A subject has one colour wherever it is shown."""
 
 
 def heat_maps(panels: Mapping[str, np.ndarray], rows: Sequence[str], columns: Sequence[str]) -> str:
@@ -55,7 +60,7 @@ def heat_maps(panels: Mapping[str, np.ndarray], rows: Sequence[str], columns: Se
 
 def bars(values: Mapping[str, tuple[float, float]], chance: float | None = None) -> str:
     """Horizontal bars of fractions: name → (value, standard error). chance: a dashed line."""
-    left, width, row = 150, 420, 28
+    left, width, row = max(150, 16 + max(8 * len(name) for name in values)), 420, 28
     parts = []
     for i, (name, (value, error)) in enumerate(values.items()):
         y = 8 + i * row
@@ -125,7 +130,7 @@ def plot(
     for tick in _ticks(x_low, x_high) if ticks is None else ticks:
         parts.append(_text(at(tick, low)[0], top + height + 18, f"{tick:g}", 12, "middle"))
     for i, (name, line) in enumerate(series.items()):
-        colour = SERIES[i % len(SERIES)]
+        colour = NAMED.get(name, SERIES[i % len(SERIES)])
         places = [at(p.x, p.y) for p in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
