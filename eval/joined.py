@@ -52,7 +52,7 @@ def run(args: Any, command: list[str]) -> None:
 
 
 def _label(r: dict[str, Any]) -> str:
-    block = r.get("contract", {}).get("block", 1) if "run" in r and r["run"] else 1
+    block = r.get("contract", {}).get("block", 1) if r.get("run") else 1
     return r["subject"] if block == 1 else f"{r['subject']} K={block}"
 
 

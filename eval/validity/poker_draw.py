@@ -44,6 +44,7 @@ def poker_draw() -> Suite:
         "poker-draw",
         held_out,
         train_laws=trained,
+        train_weights=_weights(cards, strata[form_of], ~out[form_of]),
         strata={prompt(cards[i]): STRATA[strata[form_of[i]]] for i in picked},
         dumb_laws={
             "never-straight-or-flush": {text: _without_rare(law) for text, law in held_out.items()},
@@ -103,6 +104,14 @@ def stratum(cards: np.ndarray) -> np.ndarray:
     open_ended = (pairs == 0) & (span == 3) & ~at_the_end
     inside = (pairs == 0) & (span <= 4) & ~open_ended
     return np.select([flush, open_ended, inside, pairs == 2, pairs == 3], range(5), 5)
+
+
+def _weights(cards: np.ndarray, strata: np.ndarray, trained: np.ndarray) -> dict[str, float]:
+    """Half of all draws are of any prompt, half of any stratum: a straight in the making is one prompt in fifty,
+    and would be learned last. What follows a prompt keeps its law."""
+    size = np.bincount(strata[trained], minlength=len(STRATA))
+    weight = 0.5 / trained.sum() + 0.5 / len(STRATA) / size[strata]
+    return {prompt(cards[i]): float(weight[i]) for i in np.flatnonzero(trained)}
 
 
 def _without_rare(law: Mapping[str, float]) -> dict[str, float]:

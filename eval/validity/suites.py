@@ -23,12 +23,14 @@ Laws = Mapping[str, Mapping[str, float]]
 @dataclass(frozen=True)
 class Suite:
     """laws: what probing scores against; an answer is words joined by single spaces. train_laws: what is
-    trained on, where prompts are held out; else laws. strata: prompt → the class it is reported in.
+    trained on, where prompts are held out; else laws. train_weights: how often each of those prompts is
+    drawn in training; else all alike. strata: prompt → the class it is reported in.
     dumb_laws: by name, laws that know too little, to stand beside a result."""
 
     name: str
     laws: Laws
     train_laws: Laws | None = None
+    train_weights: Mapping[str, float] = field(default_factory=dict)
     strata: Mapping[str, str] = field(default_factory=dict)
     dumb_laws: Mapping[str, Laws] = field(default_factory=dict)
 
@@ -45,7 +47,7 @@ class Suite:
 
     @property
     def fingerprint(self) -> str:
-        laws = self.laws if self.train_laws is None else [self.laws, self.train_laws]
+        laws = self.laws if self.train_laws is None else [self.laws, self.train_laws, self.train_weights]
         return hashlib.sha256(json.dumps(laws, sort_keys=True).encode()).hexdigest()[:20]
 
 

@@ -91,6 +91,19 @@ def test_no_held_out_prompt_is_a_trained_one_in_other_colours(suite):
     assert set(suite.strata.values()) == set(STRATA)
 
 
+def test_every_stratum_is_trained_on_often_enough(suite):
+    assert set(suite.train_weights) == set(suite.trained)
+    assert sum(suite.train_weights.values()) == pytest.approx(1)
+    cards = np.array(
+        [
+            [4 * RANKS.index(r) + SUITS.index(s) for r, s in zip(p.split()[::2], p.split()[1::2], strict=True)]
+            for p in suite.trained
+        ]
+    )
+    share = np.bincount(stratum(cards), weights=list(suite.train_weights.values()))
+    assert len(share) == len(STRATA) and (share > 1 / 13).all()
+
+
 def test_the_dumb_laws_are_as_dumb_as_they_say(suite):
     never, blind = suite.dumb_laws["never-straight-or-flush"], suite.dumb_laws["prompt-blind"]
     assert not any("flush" in text or "straight" in text for law in never.values() for text in law)

@@ -63,9 +63,10 @@ def encode_suite(suite: Suite, tokenizer: Any) -> EncodedSuite:
 
 
 def case_rows(encoded: EncodedSuite, reach: int, batch_size: int, seed: int, starts_only: bool = False) -> CaseRows:
-    """Prompts are equally likely; answers follow their law."""
+    """Prompts are as likely as the suite says, all alike if it says nothing; answers follow their law."""
+    often = encoded.suite.train_weights
     cases = [
-        (encoded.starts[prompt], encoded.answers[prompt][text], p)
+        (encoded.starts[prompt], encoded.answers[prompt][text], p * often.get(prompt, 1.0))
         for prompt, law in encoded.suite.trained.items()
         for text, p in law.items()
     ]
