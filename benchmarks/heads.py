@@ -114,7 +114,7 @@ def text_cell(
         records = measure_text(run, store, on, "validation", config.data.length, BLOCKS, base)
         if on == "stdlib":
             suite = OPEN_SUITES["python"]()
-            for block in (1, *BLOCKS):
+            for block in (1, *BLOCKS) if head == "independent" else BLOCKS:  # 1 is the trunk, one for all
                 records += probe_open(run, suite, open_cases(run, suite), num=1000, seed=seed, block=block)
         return records
 
