@@ -39,7 +39,7 @@ def main() -> None:
             heads += [(model, block) for block in args.blocks]
         for batch in args.batches:
             setting = Setting(size, batch, rounds=args.rounds)
-            records += measure(contenders(trunk, heads, setting, compiled=True), setting, machine, "bfloat16")
+            records += measure(contenders(trunk, heads, setting, compiled=True), setting, machine, "bfloat16", device)
             write_records(args.out, ["python", "-m", "benchmarks.gpu.speed", *sys.argv[1:]], records)
 
 

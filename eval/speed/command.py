@@ -15,6 +15,8 @@ from mtp.heads import option_names
 from mtp.model import MTPForCausalLM
 from training.hardware import resolve_precision
 
+METRICS = ("tokens_per_second", "speedup", "latency", "peak_memory")
+
 
 def run(args: Any, command: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,7 +37,7 @@ def run(args: Any, command: list[str]) -> None:
         for batch in args.batch_sizes:
             setting = Setting(on, batch, args.prompt, args.new, args.temperature, args.rounds)
             parts = contenders(trunk, heads, setting, args.compile)
-            made = measure(parts, setting, machine, name)
+            made = measure(parts, setting, machine, name, device)
             _print(on, batch, parts, made)
             keep_records(on, f"speed-batch-{batch}", command, made)
             records += made
@@ -63,10 +65,11 @@ def _subjects(args: Any, dtype: torch.dtype, device: torch.device):
 
 
 def _print(on: str, batch: int, parts: list[Contender], records: list[dict[str, Any]]) -> None:
-    print_row(
-        f"\n{on}, batch {batch}", "tokens/s", "× trunk", "95%", "of the floor", "MB, MFLOP a token", "first block"
-    )
-    for c, rate, gain, latency in zip(parts, records[::3], records[1::3], records[2::3], strict=True):
+    heads = ("tokens/s", "× trunk", "95%", "of the floor", "MB, MFLOP a token", "first block", "peak memory")
+    print_row(f"\n{on}, batch {batch}", *heads)
+    of = {metric: [r for r in records if r["metric"] == metric] for metric in METRICS}
+    peaks: list[Any] = [*of.pop("peak_memory")] or [None] * len(parts)
+    for c, rate, gain, latency, peak in zip(parts, *of.values(), peaks, strict=True):
         low, high = gain["interval"]
         print_row(
             c.name,
@@ -76,6 +79,7 @@ def _print(on: str, batch: int, parts: list[Contender], records: list[dict[str, 
             f"{rate['floor_share']:.0%}",
             f"{rate['floor_bytes'] / 1e6:.1f}, {rate['floor_flops'] / 1e6:.0f}",
             f"{latency['value'] * 1e3:.0f} ms",
+            f"{peak['value'] / 2**20:.0f} MiB" if peak else "–",
         )
-    if not all(r["stable"] for r in records[1::3]):
+    if not all(r["stable"] for r in of["speedup"]):
         print("(?): the interval is wider than ±10%, which is no result: run again on an idle machine")

@@ -12,6 +12,7 @@ import torch
 
 from eval.records import record
 from eval.speed.floor import Machine, Work, measure_work
+from eval.speed.memory import peak_memory
 from eval.speed.timing import interleaved, load_average, pair_ratio
 from mtp.decoding.direct import compiled_step, decode
 from mtp.decoding.warp import Warp
@@ -118,13 +119,19 @@ def pass_work(model: MTPForCausalLM, block: int, setting: Setting) -> Work:
 
 
 def measure(
-    parts: Sequence[Contender], setting: Setting, machine: Machine, dtype: str, quiet: bool = False
+    parts: Sequence[Contender],
+    setting: Setting,
+    machine: Machine,
+    dtype: str,
+    device: torch.device,
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Records: latency of prompt and first block; tokens per second beyond it; speedup over the trunk's own
-    loop, of the same rounds; the floor of each."""
+    loop, of the same rounds; the floor of each; peak memory of prompt and decoding."""
     long = {f"{c.name}, long": (lambda c=c: c.write(setting.new + c.block)) for c in parts}
     short = {f"{c.name}, short": (lambda c=c: c.write(c.block)) for c in parts}
     title = f"{setting.on}, batch {setting.batch}"
+    peaks = {c.name: peak_memory(lambda c=c: c.write(setting.new + c.block), device) for c in parts}  # type: ignore[misc]
     seconds = interleaved({**long, **short}, setting.rounds, title, quiet)
     decoding = {c.name: seconds[f"{c.name}, long"] - seconds[f"{c.name}, short"] for c in parts}
     load = load_average()
@@ -156,4 +163,6 @@ def measure(
         ):
             interval: dict[str, Any] = {"interval": [ratio.low, ratio.high], "stable": ratio.stable}
             records.append(record(metric, ratio.value, unit=unit, **interval, **common, **more))
+        if (peak := peaks[c.name]) is not None:
+            records.append(record("peak_memory", peak, unit="bytes above the weights", **common))
     return records

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from eval.speed.decoding import Setting, contenders, measure, pass_work
 from eval.speed.floor import Machine, Work, measure_machine, measure_work
+from eval.speed.memory import peak_memory
 from eval.speed.timing import interleaved, pair_ratio
 from eval.speed.training import measure_training
 from mtp import MTPForCausalLM
@@ -47,6 +48,11 @@ def test_work_is_the_bytes_and_flops_of_products():
     assert found.bandwidth > 1e8 and found.throughput > 1e8
 
 
+def test_peak_memory_sees_what_is_held_for_a_while_and_let_go():
+    peak = peak_memory(lambda: (torch.ones(2**25).mul_(2), time.sleep(0.02)), torch.device("cpu"))
+    assert peak is None or 100e6 < peak < 400e6
+
+
 def test_a_pass_reads_every_weight_of_the_trunk_once_and_the_chain_its_readout_for_every_token():
     model = MTPForCausalLM.from_trunk(trunk(), "first-order-chain", 4, rank=8).eval()
     setting = Setting("toy", 1, prompt=8)
@@ -76,8 +82,9 @@ def test_every_contender_writes_what_it_is_asked_and_is_recorded(batch):
         out = c.write(8)
         tokens = getattr(out, "tokens", out)
         assert tokens.shape == (batch, 8 if hasattr(out, "tokens") else 16)
-    records = measure(parts, setting, Machine(1e9, 1e9), "float32", quiet=True)
+    records = measure(parts, setting, Machine(1e9, 1e9), "float32", torch.device("cpu"), quiet=True)
     assert [r["metric"] for r in records[:3]] == ["tokens_per_second", "speedup", "latency"]
+    assert all(r["value"] >= 0 for r in records if r["metric"] == "peak_memory")
     trunk_gain = records[1]
     assert trunk_gain["value"] == 1 and trunk_gain["interval"] == [1, 1] and trunk_gain["stable"]
     assert all(r["contract"]["batch"] == batch and r["kind"] == "estimate" for r in records)
