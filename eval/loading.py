@@ -45,7 +45,7 @@ def load_run(run: str) -> LoadedRun:
     try:
         folder = str(model_folder(run))
     except ValueError:
-        if Path(run).exists() or run.startswith((".", "/")):
+        if Path(run).exists() or run.startswith((".", "/")) or run.count("/") > 1:  # no Hub id
             raise
         folder = run
     try:

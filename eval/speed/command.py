@@ -22,15 +22,15 @@ def run(args: Any, command: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = resolve_precision(args.dtype, device)
     dtype = getattr(torch, name)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    threads = args.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
     machine = measure_machine(dtype, device)
     print(
         f"{name}; reads {machine.bandwidth / 1e9:.0f} GB/s, multiplies {machine.throughput / 1e12:.2f} TFLOP/s; "
         f"prompt {args.prompt}, {args.new} new tokens, temperature {args.temperature}"
     )
     records: list[dict[str, Any]] = []
-    for on, trunk, heads in _subjects(args, dtype, device):
+    for on, trunk, heads in _subjects(args, dtype, device, threads):
         if args.train:
             records += measure_training(trunk, heads, on, name, args, machine)
             continue
@@ -45,7 +45,7 @@ def run(args: Any, command: list[str]) -> None:
         write_records(args.json, command, records)
 
 
-def _subjects(args: Any, dtype: torch.dtype, device: torch.device):
+def _subjects(args: Any, dtype: torch.dtype, device: torch.device, threads: int):
     """(what it is called, the trunk, [(model with a head, block)]) of every reference and every run."""
     for size in args.reference:
         trunk = reference_trunk(size, dtype, device)
@@ -58,6 +58,7 @@ def _subjects(args: Any, dtype: torch.dtype, device: torch.device):
         yield size, trunk, heads
     for one in args.runs:
         loaded = load_run(one)
+        torch.set_num_threads(threads)  # one number for all, not what each was trained with
         model = loaded.model
         model.to(device=device, dtype=dtype)
         blocks = [block for block in args.blocks if block <= loaded.block_size] or [loaded.block_size]

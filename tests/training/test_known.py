@@ -47,13 +47,14 @@ def test_a_set_without_splits_is_cut_in_order(tmp_path):
 def test_get_fetches_once_and_leaves_no_half_files(tmp_path):
     source = tmp_path / "published.txt"
     source.write_text("one\n\ntwo\n")
-    home = {"all": ("text", {"data_files": str(source), "split": "train"})}
-    known = KnownSet("toy", "a toy", "none", {"all": "toy/t.txt.gz"}, home, stretches)
-    root = tmp_path / "root"
-    root.mkdir()
-    assert local_paths(known, str(root)) is None
-    path = get(known, str(root))["all"]
-    assert gzip.decompress(path.read_bytes()) == b"one\n\ntwo\n" and not list(root.rglob("*.partial"))
+    rows = {"data_files": str(source), "split": "train"}
+    for home in ({"all": ("text", rows)}, {"all": (source.as_uri(), {})}):
+        known = KnownSet("toy", "a toy", "none", {"all": "toy/t.txt.gz"}, home, stretches)
+        root = tmp_path / f"root-{len(home['all'][1])}"
+        root.mkdir()
+        assert local_paths(known, str(root)) is None
+        path = get(known, str(root))["all"]
+        assert gzip.decompress(path.read_bytes()) == b"one\n\ntwo\n" and not list(root.rglob("*.partial"))
     source.unlink()
     assert get(known, str(root))["all"] == path and local_paths(known, str(root)) == {"all": path}
     gone = KnownSet("gone", "", "", {"all": "gone.gz"}, home, stretches)

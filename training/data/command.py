@@ -36,7 +36,7 @@ def _row(name: str, root: str | None) -> dict[str, Any]:
     known = KNOWN[name]
     paths = local_paths(known, root)
     here = str(next(iter(paths.values())).parent) if paths else None
-    homes = sorted({str(options.get("data_files", source)) for source, options in known.home.values()})
+    homes = sorted({source for source, _ in known.home.values()})
     return {"name": name, "what": known.what, "licence": known.licence, "home": homes, "here": here}
 
 

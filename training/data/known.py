@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 SHARES = (0.9, 0.95, 1.0)
 """Where a set without splits of its own is cut: train, validation, test, in the order of its text."""
@@ -18,8 +19,8 @@ TITLE = re.compile(r"^\s*= [^=]+ =\s*$")
 
 @dataclass(frozen=True)
 class KnownSet:
-    """files: split → path under the root; one file named "all" is cut by SHARES. home: split → what
-    `datasets` loads it from. documents: lines → documents."""
+    """files: split → path under the root; one file named "all" is cut by SHARES. home: split → a URL of plain
+    text, or what `datasets` loads it from. documents: lines → documents."""
 
     name: str
     what: str
@@ -59,7 +60,7 @@ def _hub(name: str, subset: str, **splits: str) -> dict[str, tuple[str, dict[str
 
 
 def _url(url: str) -> dict[str, tuple[str, dict[str, str]]]:
-    return {"all": ("text", {"data_files": url, "split": "train"})}
+    return {"all": (url, {})}
 
 
 KNOWN = {
@@ -120,25 +121,30 @@ def read_known(known: KnownSet, root: str | None) -> dict[str, list[str]]:
 
 def get(known: KnownSet, root: str | None) -> dict[str, Path]:
     """Fetch a set from where it is published and keep it under the root. Half a file is never left."""
-    from datasets import load_dataset
-
     paths = {split: data_root(root) / path for split, path in known.files.items()}
     for split, path in paths.items():
         if path.is_file():
             continue
-        source, options = known.home[split]
         try:
-            rows = load_dataset(source, **options)
+            lines = _published(*known.home[split])
             path.parent.mkdir(parents=True, exist_ok=True)
         except Exception as error:  # readers and networks fail in as many ways as there are
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{known.name} is not under {data_root(root)} and did not load: {reason}") from error
         partial = path.with_name(path.name + ".partial")
         with gzip.open(partial, "wt", encoding="utf-8") as file:
-            for row in rows:
-                file.write(row["text"].rstrip("\n") + "\n")
+            file.writelines(line + "\n" for line in lines)
         partial.replace(path)
     return paths
+
+
+def _published(source: str, options: dict[str, str]) -> list[str]:
+    if "://" in source:
+        with urlopen(source, timeout=60) as answer:
+            return answer.read().decode("utf-8").splitlines()
+    from datasets import load_dataset
+
+    return [row["text"].rstrip("\n") for row in load_dataset(source, **options)]
 
 
 def _lines(path: Path) -> Iterator[str]:
