@@ -4,14 +4,15 @@
     python -m benchmarks.heads --on stdlib --heads block-chain independent --seeds 0
 
 Each cell trains (or resumes, or finds trained) its run under --runs, measures it, and is kept in
-benchmarks/results/heads/; the table at the end is RESULTS.md's. A head is trained at K = 8 and
+benchmarks/results/heads/; the tables at the end are RESULTS.md's. A head is trained at K = 8 and
 scored at 2, 4 and 8. Sets that are not here are left out, with a word.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def main() -> None:
             for seed in args.seeds:
                 found += measure(on, head, seed, args.runs, command, variant)
                 print(f"{on} {head} seed {seed}", flush=True)
-    print_table(found)
+    print_tables(found)
 
 
 def suite_cell(
@@ -118,8 +119,7 @@ def text_cell(
                 records += probe_open(run, suite, open_cases(run, suite), num=1000, seed=seed, block=block)
         return records
 
-    made = cell(RESULTS / f"{on}-{name}.json", inputs, command, measure)
-    return [{**r, "variant": variant} for r in made] if variant else made
+    return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure)
 
 
 def text_config(on: str, head: str, seed: int, trunk: Path) -> RunConfig:
@@ -141,23 +141,59 @@ def independent(on: str, seed: int, runs: Path) -> dict[int, BlockLikelihood]:
     return block_likelihoods(load_run(str(folder)).model, store, config.data.length, BLOCKS)
 
 
-def print_table(records: Iterable[dict[str, Any]]) -> None:
-    """Mean over seeds ± its standard error, one line a number. What is the same for every head (the
-    trunk's, the exact sampler's) is printed once."""
-    groups: dict[tuple[str, ...], dict[int | None, dict[str, Any]]] = {}
+def print_tables(records: Sequence[dict[str, Any]]) -> None:
+    """Means over seeds ± their standard error, or of one seed the value alone."""
+    by: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for r in records:
-        shared = r.get("train_seed") is None or (r["subject"] == "trunk" and "beside" not in r)
-        block = r["contract"].get("block", "")
-        extra = " ".join(f"{key.split('__')[-1]} {value}" for key, value in r.get("variant", {}).items())
-        name = " ".join(filter(None, [r["metric"], r.get("positions"), r.get("stratum"), r.get("beside"), extra]))
-        group = groups.setdefault((r["on"], r["subject"], str(block), name), {})
-        group.setdefault(None if shared else r["train_seed"], r)
-    print("\n| on | subject | K | metric | value | standard error | seeds |\n|---|---|---|---|---|---|---|")
-    for (on, subject, block, metric), group in sorted(groups.items()):
-        mean = seeds_mean(list(group.values()))
-        error = f"± {mean['stderr']:.2g} over {mean['stderr_over']}" if "stderr" in mean else ""
-        seeds = "" if None in group else ", ".join(map(str, sorted(group)))  # type: ignore[type-var]
-        print(f"| {on} | {subject} | {block} | {metric} | {mean['value']:.5g} | {error} | {seeds} |")
+        key = (r["on"], r["subject"], r["contract"].get("block"), r["metric"], r.get("positions"), r.get("stratum"))
+        by.setdefault((*key, r.get("beside")), []).append(r)
+
+    def value(*key: Any, digits: int = 3) -> str:
+        found = by.get((*key, *[None] * (7 - len(key))))
+        if not found:
+            return "–"
+        own = {r.get("train_seed"): r for r in found}
+        mean = seeds_mean(list(own.values()))
+        error = f" ± {mean['stderr']:.{digits + 1}f}" if mean.get("stderr_over") == "seeds" else ""
+        return f"{mean['value']:.{digits}f}{error}"
+
+    for on in dict.fromkeys(r["on"] for r in records if r["metric"] == "direct_nll"):
+        print(f"\n{on}: the trunk's own chain {value(on, 'trunk', 1, 'nll')} nats a token")
+        print("| head | K | block NLL | direct NLL | positions 2–K | trunk there | gap closed | parses |")
+        print("|---|---|---|---|---|---|---|---|")
+        for head, k in product(HEADS, BLOCKS):
+            if (on, head, k, "block_nll", None, None, None) in by:
+                cells = [
+                    value(on, head, k, "block_nll"),
+                    value(on, head, k, "direct_nll"),
+                    value(on, head, k, "nll", f"2-{k}"),
+                    value(on, "trunk", k, "nll", f"2-{k}"),
+                    value(on, head, k, "gap_closed", f"2-{k}"),
+                    value("python", head, k, "validity") if on == "stdlib" else "–",
+                ]
+                print(f"| {head} | {k} | " + " | ".join(cells) + " |")
+    print("\n| suite | head | K | validity | the same model's trunk alone | TV | exact sampling's TV | exact TV |")
+    print("|---|---|---|---|---|---|---|---|")
+    suites = dict.fromkeys(r["on"] for r in records if r["metric"] == "total_variation")
+    for on, head in product(suites, HEADS):
+        for k in sorted({key[2] for key in by if key[:2] == (on, head)}):
+            cells = [
+                value(on, head, k, "validity", digits=4),
+                value(on, "trunk", 1, "validity", None, None, head, digits=4),
+                value(on, head, k, "total_variation", digits=4),
+                value(on, "exact-sampler", k, "total_variation", digits=4),
+                value(on, head, k, "total_variation_exact", digits=4),
+            ]
+            print(f"| {on} | {head} | {k} | " + " | ".join(cells) + " |")
+            for name in dict.fromkeys(key[5] for key in by if key[:3] == (on, head, k) and key[5]):
+                cells = [
+                    value(on, head, k, "validity", None, name, digits=4),
+                    value(on, "trunk", 1, "validity", None, name, head, digits=4),
+                    value(on, head, k, "total_variation", None, name, digits=4),
+                    value(on, "exact-sampler", k, "total_variation", None, name, digits=4),
+                    value(on, head, k, "total_variation_exact", None, name, digits=4),
+                ]
+                print(f"| {on}: {name} | {head} | {k} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
