@@ -57,14 +57,14 @@ def main(argv: list[str] | None = None) -> int:
                 f"unknown command {argv[0]!r}: {'did you mean ' + near[0] + '?' if near else 'choose from ' + ', '.join(COMMANDS)}"
             )
         COMMANDS[argv[0]](argv[1:])
-    except (ValueError, NotImplementedError) as error:
+    except BrokenPipeError:  # `leaplm … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be flushed there
+        return 0
+    except (ValueError, NotImplementedError, OSError) as error:
         if os.environ.get("LEAPLM_DEBUG"):
             raise
         print(f"leaplm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `leaplm … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be flushed there
-        return 0
     except KeyboardInterrupt:
         print("leaplm: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -228,8 +228,8 @@ def speed(argv: list[str]) -> None:
     for name in ("blocks", "batch_sizes"):
         if not getattr(args, name) or min(getattr(args, name)) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be numbers of 1 or above")
-    if min(args.prompt, args.new, args.rounds) < 1:
-        raise ValueError("--prompt, --new and --rounds must be 1 or above")
+    if min(args.prompt, args.new, args.rounds, args.rank, args.threads or 1) < 1:
+        raise ValueError("--prompt, --new, --rounds, --rank and --threads must be 1 or above")
     if any(args.new % block for block in args.blocks):
         raise ValueError(f"--new {args.new} must be a multiple of every block of --blocks")
     from eval.speed.command import run
@@ -402,11 +402,16 @@ def parse(kind: Any, argv: list[str], prog: str) -> Any:
     message = io.StringIO()
     try:
         with redirect_stderr(message):
-            return tyro.cli(kind, args=argv, prog=prog)
+            args = tyro.cli(kind, args=argv, prog=prog)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ValueError(f"{_one_line(message.getvalue())} (see {shlex.join(prog.split()[:3])} --help)") from None
+    for name in ("json", "report", "picture", "out"):  # before hours of work, not after
+        path = getattr(args, name, None)
+        if path is not None and path.is_dir() and not hasattr(args, "fast"):
+            raise ValueError(f"--{name} {path} is a folder: name a file")
+    return args
 
 
 def _one_line(boxed: str) -> str:

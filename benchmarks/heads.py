@@ -41,6 +41,8 @@ SUITES = (
 )  # fmt: skip
 TEXTS = ("stdlib", "wikitext2", "tinyshakespeare")
 BLOCKS = (2, 4, 8)
+NUM = 20_000
+"""Samples of a suite, shared among its prompts."""
 
 
 def main() -> None:
@@ -84,11 +86,12 @@ def suite_cell(
         folder = runs / suite / name
         train(config, folder, build)
         run, law = load_run(str(folder)), load_suite(suite)
-        made = probe(run, law, num=20_000, seed=seed).records
-        alone = probe(run, law, num=20_000, seed=seed, block=1).records
+        made = probe(run, law, num=NUM, seed=seed).records
+        alone = probe(run, law, num=NUM, seed=seed, block=1).records
         return made + [{**r, "beside": head} for r in alone if r["subject"] == "trunk"]
 
-    return cell(RESULTS / f"{suite}-{name}.json", to_dict(config), command, measure)
+    inputs = {**to_dict(config), "law": load_suite(suite).fingerprint, "num": NUM}
+    return cell(RESULTS / f"{suite}-{name}.json", inputs, command, measure)
 
 
 def cell_name(head: str, seed: int, variant: dict[str, Any]) -> str:
@@ -104,13 +107,14 @@ def text_cell(
     train(trunk_config, trunk, build)
     config = override(text_config(on, head, seed, trunk), **variant)
     name = cell_name(head, seed, variant)
-    inputs = {"trunk": to_dict(trunk_config), "head": to_dict(config), "blocks": list(BLOCKS)}
+    text = load_corpus(config.data, trunk_config.tokenizer).facts["fingerprint"]
+    inputs = {"trunk": to_dict(trunk_config), "head": to_dict(config), "blocks": list(BLOCKS), "text": text}
 
     def measure() -> list[dict[str, Any]]:
         folder = runs / on / name
         train(config, folder, build)
         run = load_run(str(folder))
-        base = {} if head == "independent" else independent(on, seed, runs)
+        base = {} if head == "independent" else independent(on, seed, runs, tuple(variant.items()))
         store = load_corpus(config.data, config.tokenizer, progress=False).stores["validation"]
         records = measure_text(run, store, on, "validation", config.data.length, BLOCKS, base)
         if on == "stdlib":
@@ -133,9 +137,10 @@ def text_config(on: str, head: str, seed: int, trunk: Path) -> RunConfig:
 
 
 @cache
-def independent(on: str, seed: int, runs: Path) -> dict[int, BlockLikelihood]:
-    """That head's blocks, which the share of the gap closed is a share of."""
-    config, folder = text_config(on, "independent", seed, runs / on / "trunk"), runs / on / f"independent-{seed}"
+def independent(on: str, seed: int, runs: Path, variant: tuple[tuple[str, Any], ...]) -> dict[int, BlockLikelihood]:
+    """That head's blocks, trained alike, which the share of the gap closed is a share of."""
+    config = override(text_config(on, "independent", seed, runs / on / "trunk"), **dict(variant))
+    folder = runs / on / cell_name("independent", seed, dict(variant))
     train(config, folder, build)
     store = load_corpus(config.data, config.tokenizer, progress=False).stores["validation"]
     return block_likelihoods(load_run(str(folder)).model, store, config.data.length, BLOCKS)

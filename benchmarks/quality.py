@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality [--on stdlib] [--blocks 4 8] [--num 64] [--new 64]
 
-The judge is the preset ON-judge. All samples lie in one file, RUNS/ON/samples.jsonl, for `leaplm quality` to
-score again and `leaplm report` to show; the records in benchmarks/results/quality/ON.json.
+The judge is the preset ON-judge. All samples lie in one file, RUNS/ON/samples-SEED.jsonl, for `leaplm quality` to
+score again and `leaplm report` to show; the records in benchmarks/results/quality/ON-SEED.json.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from mtp.decoding.warp import Warp
 from training.config import load_preset, to_dict
 from training.loop import train
 from training.mtp_task import build
+from training.run_dir import RunDir
 
 RESULTS = Path(__file__).parent / "results" / "quality"
 TEMPERATURES = (0.0, 0.7, 1.0)
@@ -37,6 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     judge_config, here = load_preset(f"{args.on}-judge"), args.runs / args.on
     command = ["python", "-m", "benchmarks.quality", *sys.argv[1:]]
+    trained = ["trunk", *(f"{head}-{args.seed}" for head in args.heads)]
 
     def measure() -> list[dict[str, Any]]:
         train(judge_config, here / "judge", build)
@@ -47,11 +49,12 @@ def main() -> None:
             run = load_run(str(here / f"{head}-{args.seed}"))
             for block in args.blocks:
                 rows += _draw(run, prompts, block, args)
-        write_samples(here / "samples.jsonl", rows)
+        write_samples(here / f"samples-{args.seed}.jsonl", rows)
         return quality(rows, load_run(str(here / "judge")), args.on)
 
     inputs = {**vars(args), "runs": str(args.runs), "heads": list(args.heads), "judge": to_dict(judge_config)}
-    records = cell(RESULTS / f"{args.on}.json", inputs, command, measure)
+    inputs["trained"] = {name: RunDir(here / name).provenance() for name in trained}
+    records = cell(RESULTS / f"{args.on}-{args.seed}.json", inputs, command, measure)
     print("\n| on | subject | K | temperature | metric | value | standard error |\n|---|---|---|---|---|---|---|")
     for r in records:
         c = r["contract"]

@@ -11,13 +11,17 @@ from eval.speed.floor import flop_counter
 
 
 def block_records(
-    run: LoadedRun, result: BlockLikelihood, on: str, independent: BlockLikelihood | None = None
+    run: LoadedRun,
+    result: BlockLikelihood,
+    on: str,
+    independent: BlockLikelihood | None = None,
+    context: int | None = None,
 ) -> list[dict[str, Any]]:
     """Head and trunk on the same targets. independent: that head's result on the same trunk, for the
     share of the gap closed, which means nothing without the trunk's own NLL and the head's size beside it."""
     size = result.head.shape[1]
     last = f"2-{size}"
-    contract = {"block": size, "steps": 1, "nfe": 1, "dtype": "float32", "ema": run.ema}
+    contract = {"block": size, "steps": 1, "nfe": 1, "dtype": "float32", "ema": run.ema, "context": context}
     common: dict[str, Any] = {"on": on, "split": "validation", "run": run.name, "train_seed": run.train_seed}
     common |= {"kind": "exact", "contract": contract, "n": int(result.count.sum())}
     documents: dict[str, Any] = {"stderr_over": "documents", **common}
@@ -28,12 +32,13 @@ def block_records(
             part = sums[:, columns].mean(1)
             error = standard_error(part, result.count)
             value = part.sum() / result.count.sum()
-            records.append(
-                record("nll", value, subject=subject, stderr=error, unit="nats/token", positions=positions, **documents)
-            )
+            nats: dict[str, Any] = {**documents, "subject": subject, "stderr": error, "unit": "nats/token"}
+            if subject == "trunk":
+                nats["train_seed"] = run.trunk_seed
+            records.append(record("nll", value, positions=positions, **nats))
         whole = sums.mean(1)
         value, error = whole.sum() / result.count.sum(), standard_error(whole, result.count)
-        records.append(record("block_nll", value, subject=subject, stderr=error, unit="nats/token", **documents))
+        records.append(record("block_nll", value, **{**nats, "stderr": error}))
     if independent is not None:
         share, error = gap_closed(independent, result)
         records.append(

@@ -33,13 +33,14 @@ def run(args: Any, command: list[str]) -> None:
         elif path.is_file():
             records += read_records(path)
         elif (path / "metrics.jsonl").is_file():
-            curves[path.name] = _curve(path / "metrics.jsonl")
+            curves[name] = _curve(path / "metrics.jsonl")
             for file in sorted((path / "records").glob("*.json")):
                 records += read_records(file)
             for file in sorted((path / "samples").glob("*.jsonl")):
                 samples += read_samples(file)
         else:
             raise ValueError(f"{name} is no run directory, JSON file of records or JSONL file of samples")
+    records = list({json.dumps(r, sort_keys=True): r for r in records}.values())  # kept by a run and given as a file
     sections = [
         *_speed_against_quality(records),
         *_nll_against_block(records),
@@ -49,6 +50,19 @@ def run(args: Any, command: list[str]) -> None:
     ]
     write_report(args.out, args.title, sections, records, INTRO)
     print(f"{args.out}: {len(records)} records, {len(samples)} samples, {len(sections)} sections")
+
+
+def _text(r: dict[str, Any]) -> str:
+    """What was measured on; its split where it is not the usual one."""
+    return r["on"] if r.get("split") in (None, "validation", "law") else f"{r['on']}, {r['split']}"
+
+
+def _over_seeds(records: Records) -> dict[str, Any]:
+    """One record of several: the mean where training seeds differ, else the first."""
+    by_seed: dict[Any, dict[str, Any]] = {}
+    for r in records:
+        by_seed.setdefault(r.get("train_seed"), r)
+    return seeds_mean(list(by_seed.values()))
 
 
 def _label(r: dict[str, Any]) -> str:
@@ -67,14 +81,14 @@ def _speed_against_quality(records: Records) -> list[Section]:
             wanted = r["metric"] == metric or (metric == "direct_nll" and of_trunk)
             if wanted and r["contract"].get("temperature", 1.0) == 1.0:
                 way = (r["subject"], r["contract"].get("block", 1))
-                judged.setdefault(r["on"], {}).setdefault(way, []).append(r)
+                judged.setdefault(_text(r), {}).setdefault(way, []).append(r)
         for text, ways in judged.items():
             for on, batch in dict.fromkeys((r["on"], r["contract"]["batch"]) for r in timed):
                 series: dict[str, list[Point]] = {}
                 for r in timed:
                     found = ways.get((r["subject"], r["contract"]["block"]))
                     if found and (r["on"], r["contract"]["batch"]) == (on, batch):
-                        quality = seeds_mean(found)
+                        quality = _over_seeds(found)
                         point = Point(r["value"], quality["value"], quality.get("stderr", 0.0), _how(r["contract"]))
                         series.setdefault(r["subject"], []).append(point)
                 if len(series) > 1:
@@ -100,17 +114,19 @@ def _nll_against_block(records: Records) -> list[Section]:
         ("direct_nll", "Likelihood of direct decoding", "The text cut into consecutive blocks, each scored by the head alone: the law of what direct decoding writes."),
     ):  # fmt: skip
         found = [r for r in records if r["metric"] == metric]
-        for on in dict.fromkeys(r["on"] for r in found):
+        for on in dict.fromkeys(_text(r) for r in found):
             series: dict[str, list[Point]] = {}
-            for subject in dict.fromkeys(r["subject"] for r in found if r["on"] == on):
-                mine = [r for r in found if r["on"] == on and r["subject"] == subject]
+            over: set[str] = set()
+            for subject in dict.fromkeys(r["subject"] for r in found if _text(r) == on):
+                mine = [r for r in found if _text(r) == on and r["subject"] == subject]
                 by_block: dict[int, Records] = {}
                 for r in mine:
                     by_block.setdefault(r["contract"]["block"], []).append(r)
-                means = {k: seeds_mean(seeds) for k, seeds in sorted(by_block.items())}
+                means = {k: _over_seeds(seeds) for k, seeds in sorted(by_block.items())}
                 series[subject] = [Point(k, r["value"], r.get("stderr", 0.0)) for k, r in means.items()]
+                over |= {r["stderr_over"] for r in means.values() if "stderr_over" in r}
             ticks = sorted({p.x for line in series.values() for p in line})
-            errors = "Bars are standard errors over " + " and ".join(sorted({r.get("stderr_over", "") for r in found}))
+            errors = "Bars are standard errors over " + " and ".join(sorted(over))
             sections.append(
                 Section(f"{title}: {on}", f"{text} {errors}.", plot(series, "K", "nats per token", ticks=ticks))
             )
@@ -121,10 +137,13 @@ def _validity(records: Records) -> list[Section]:
     found = [r for r in records if r["metric"] == "validity" and "stratum" not in r]
     sections = []
     for on in dict.fromkeys(r["on"] for r in found):
-        values: dict[str, tuple[float, float]] = {}
+        parts: dict[str, Records] = {}
         for r in found:
             if r["on"] == on:
-                values[_label(r)] = (r["value"], r.get("stderr", 0.0))
+                temperature = r.get("contract", {}).get("temperature", 1.0)
+                parts.setdefault(_label(r) + ("" if temperature == 1 else f", T = {temperature:g}"), []).append(r)
+        means = {label: _over_seeds(seeds) for label, seeds in parts.items()}
+        values = {label: (r["value"], r.get("stderr", 0.0)) for label, r in means.items()}
         strata = [
             r
             for r in records

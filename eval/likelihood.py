@@ -79,6 +79,9 @@ def block_likelihoods(
             np.add.at(sums.head, rows, nll[kept, :k].double().cpu().numpy())
             np.add.at(sums.trunk, rows, chain[kept, :k].double().cpu().numpy())
             np.add.at(sums.count, rows, 1)
+    for k, sums in made.items():
+        if not sums.count.any():
+            raise ValueError(f"the text holds no whole block of {k} tokens inside a window of {length}")
     return made
 
 
@@ -133,7 +136,7 @@ def _add(total: Likelihood, part: TokenBatch, anchors: Tensor, nll: Tensor, mask
 def gap_closed(independent: BlockLikelihood, joint: BlockLikelihood, resamples: int = 500) -> tuple[float, float]:
     """Share of the NLL gap between independent head and trunk that the joint head closes at positions
     2..K, with its bootstrap error over documents. Both must have scored the same blocks on one trunk."""
-    if not np.array_equal(independent.count, joint.count) or not np.allclose(independent.trunk, joint.trunk, rtol=1e-4):
+    if not same_blocks(independent, joint):
         raise ValueError("the two heads were not scored on the same blocks of one trunk")
     sums = np.stack([part[:, 1:].sum(1) for part in (independent.head, joint.head, joint.trunk)])
 
@@ -146,8 +149,18 @@ def gap_closed(independent: BlockLikelihood, joint: BlockLikelihood, resamples: 
     return float(share(np.ones(documents))), float(share(picks.astype(float)).std())
 
 
-def standard_error(sums: np.ndarray, count: np.ndarray, resamples: int = 500) -> float:
-    """Of Σ sums / Σ count over documents, by the bootstrap. sums, count: (documents,)."""
+def same_blocks(a: BlockLikelihood, b: BlockLikelihood) -> bool:
+    """The same blocks of one text, under one trunk."""
+    return (
+        a.trunk.shape == b.trunk.shape and np.array_equal(a.count, b.count) and np.allclose(a.trunk, b.trunk, rtol=1e-4)
+    )
+
+
+def standard_error(sums: np.ndarray, count: np.ndarray, resamples: int = 500) -> float | None:
+    """Of Σ sums / Σ count over documents, by the bootstrap. sums, count: (documents,). None of one document."""
     documents = len(count)
+    if documents < 2:
+        return None
     picks = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), size=resamples)
-    return float(((picks @ sums) / np.maximum(picks @ count, 1)).std())
+    spread = ((picks @ sums) / np.maximum(picks @ count, 1)).std()
+    return float(spread * (documents / (documents - 1)) ** 0.5)

@@ -16,7 +16,7 @@ from training.run_dir import RunDir, model_folder
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """subject: the head's name, or trunk. train_seed and ema: None where the run's config is not there."""
+    """folder: what from_pretrained loads. subject: the head's name, or trunk. train_seed and ema: None where the run's config is not there."""
 
     name: str
     model: MTPForCausalLM
@@ -25,6 +25,12 @@ class LoadedRun:
     train_seed: int | None
     ema: float | None
     config: dict[str, Any]
+    folder: str = ""
+
+    @property
+    def trunk_seed(self) -> int | None:
+        """The seed its trunk was trained with; unknown where the trunk came frozen from elsewhere."""
+        return None if (self.config.get("trunk") or {}).get("frozen") else self.train_seed
 
     @property
     def head(self) -> JointHead:
@@ -67,6 +73,7 @@ def load_run(run: str) -> LoadedRun:
         config.get("seed"),
         config.get("training", {}).get("ema"),
         config,
+        folder,
     )
 
 

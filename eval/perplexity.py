@@ -10,6 +10,7 @@ from eval.likelihood import (
     block_likelihoods,
     chain_likelihood,
     direct_likelihood,
+    same_blocks,
     standard_error,
 )
 from eval.loading import LoadedRun, load_run
@@ -18,7 +19,6 @@ from eval.tables import print_row
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
 from training.data.store import TokenStore
-from training.run_dir import model_folder
 
 
 def run(args: Any, command: list[str]) -> None:
@@ -52,7 +52,10 @@ def measure(
     independent = {} if independent is None else independent
     for size, result in block_likelihoods(run.model, store, length, block_sizes(run, blocks)).items():
         base = None if run.subject == "independent" else independent.get(size)
-        records += [{**r, "split": split} for r in block_records(run, result, on, base)]
+        if base is not None and not same_blocks(base, result):
+            print(f"{run.name} and the independent head stand on other trunks or texts: no share of the gap")
+            base = None
+        records += [{**r, "split": split} for r in block_records(run, result, on, base, length)]
         direct = direct_likelihood(run.model, store, length, size)
         records += direct_records(run, direct, store, on, split, length, size)
         if run.subject == "independent":
@@ -77,7 +80,13 @@ def chain_records(
     nll, error = float(result.sums.sum() / result.count.sum()), standard_error(result.sums, result.count)
     return [
         record("nll", nll, stderr=error, unit="nats/token", **common),
-        record("perplexity", math.exp(nll), stderr=math.exp(nll) * error, unit="per token", **common),
+        record(
+            "perplexity",
+            math.exp(nll),
+            stderr=None if error is None else math.exp(nll) * error,
+            unit="per token",
+            **common,
+        ),
         _bits_per_byte(nll, error, result, store, common),
     ]
 
@@ -95,10 +104,12 @@ def direct_records(
 
 
 def _bits_per_byte(
-    nll: float, error: float, result: Likelihood, store: TokenStore, common: dict[str, Any]
+    nll: float, error: float | None, result: Likelihood, store: TokenStore, common: dict[str, Any]
 ) -> dict[str, Any]:
     bits = result.count.sum() / store.num_bytes / math.log(2)
-    return record("bits_per_byte", nll * bits, stderr=error * bits, unit="bits/byte", **common)
+    return record(
+        "bits_per_byte", nll * bits, stderr=None if error is None else error * bits, unit="bits/byte", **common
+    )
 
 
 def _common(
@@ -107,18 +118,20 @@ def _common(
     contract = {"block": size, "steps": 1, "nfe": 1, "dtype": "float32", "ema": run.ema, "context": length}
     return {
         "on": on, "subject": subject, "kind": "exact", "stderr_over": "documents", "n": int(result.count.sum()),
-        "split": split, "run": run.name, "train_seed": run.train_seed, "contract": contract,
+        "split": split, "run": run.name, "train_seed": run.trunk_seed if subject == "trunk" else run.train_seed, "contract": contract,
     }  # fmt: skip
 
 
 def _text(run: LoadedRun, args: Any) -> tuple[TokenStore, str, int]:
     """The text in the run's own tokens, what it is called, and the window's length."""
+    if not run.config and not args.data:
+        raise ValueError(f"{run.name} does not say what it was trained on: name a text with --data")
     data = DataConfig(**(run.config.get("data") or {}))
     if args.data:
         data = DataConfig(name=args.data, length=data.length, text_column=args.text_column, root=data.root)
     if data.suite or data.cases:
         raise ValueError(f"{run.name} was trained on a suite: name a text with --data, or use leaplm probe")
-    tokenizer = TokenizerConfig(kind="pretrained", name=str(model_folder(run.name)))
+    tokenizer = TokenizerConfig(kind="pretrained", name=run.folder)
     store = load_corpus(data, tokenizer).stores[args.split]
     if len(store.tokens) < 2:
         raise ValueError(f"{data.name} has no {args.split} split")

@@ -51,6 +51,7 @@ def _measure(
     records = []
     if judge is not None:
         nll, count = judge_nll(judge, [(encode(p), t) for (p, _), t in zip(pairs, tokens, strict=True)])
+    if judge is not None and count.any():
         value, error = ratio_error(nll, count)
         records.append(
             record(
@@ -59,7 +60,7 @@ def _measure(
         )
     for metric, values in each.items():
         if values:
-            error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+            error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
             unit = "nats" if metric == "entropy" else "fraction"
             mean = float(np.mean(values))
             records.append(record(metric, mean, stderr=error, stderr_over="samples", unit=unit, **common))
@@ -112,11 +113,11 @@ def judge_nll(
     return sums, count
 
 
-def ratio_error(sums: np.ndarray, count: np.ndarray) -> tuple[float, float]:
-    """Σ sums / Σ count and its standard error over samples (delta method)."""
+def ratio_error(sums: np.ndarray, count: np.ndarray) -> tuple[float, float | None]:
+    """Σ sums / Σ count and its standard error over samples (delta method); none of one sample."""
     mean = float(sums.sum() / count.sum())
     if len(sums) < 2:
-        return mean, 0.0
+        return mean, None
     return mean, float(np.std(sums - mean * count, ddof=1) * len(sums) ** 0.5 / count.sum())
 
 

@@ -67,6 +67,8 @@ def record(metric: str, value: float, *, on: str, subject: str, kind: str, unit:
         raise ValueError(f"metric {metric!r} is not one of the published names")
     base: dict[str, Any] = {"metric": metric, "on": on, "subject": subject, "value": float(value)}
     stderr: dict[str, Any] = {k: more.pop(k) for k in ("stderr", "stderr_over") if k in more}
+    if stderr.get("stderr") is None:  # of one document or sample there is none
+        stderr = {}
     return {**base, **stderr, "unit": unit, "kind": kind, **more}
 
 

@@ -52,16 +52,19 @@ def write_report(
 
 def _row(record: dict[str, Any]) -> dict[str, str]:
     contract = record.get("contract", {})
-    shown = [
-        f"{key} {contract[key]}" for key in ("block", "nfe", "temperature", "top_p", "verify", "ema") if key in contract
+    shown = [f"{key} {value}" for key, value in contract.items() if value is not None]
+    shown += [
+        f"{key} {record[key]}"
+        for key in ("split", "n", "train_seed", "seeds", "ngram", "run")
+        if record.get(key) is not None
     ]
     error = record.get("stderr")
     return {
         "metric": record["metric"],
         "on": " · ".join(filter(None, [record["on"], record.get("stratum"), record.get("positions")])),
         "subject": record["subject"],
-        "value": f"{record['value']:.4f}",
-        "stderr": "" if error is None else f"{error:.4f} ({record.get('stderr_over')})",
+        "value": f"{record['value']:.5g}",
+        "stderr": "" if error is None else f"{error:.2g} ({record.get('stderr_over')})",
         "unit": record["unit"],
         "kind": record["kind"],
         "contract": ", ".join(shown),

@@ -19,7 +19,6 @@ from mtp.decoding.warp import Warp
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
 from training.data.tokenizer import start_token
-from training.run_dir import model_folder
 
 FIELDS = {"subject", "run", "train_seed", "prompt", "text", "blocks", "real", "contract", "sample_seed"}
 
@@ -32,7 +31,7 @@ def held_out_prompts(run: LoadedRun, num: int, length: int, new: int) -> list[tu
     if data.suite or data.cases:
         prompts = load_suite(data.suite or data.cases or "").prompts
         return [(prompts[i % len(prompts)], "") for i in range(num)]
-    tokenizer = TokenizerConfig(kind="pretrained", name=str(model_folder(run.name)))
+    tokenizer = TokenizerConfig(kind="pretrained", name=run.folder)
     store = load_corpus(data, tokenizer, progress=False).stores["validation"]
     starts = np.linspace(0, max(0, len(store.tokens) - length - new), num).astype(int)
     decode_tokens = lambda part: run.tokenizer.decode(part.tolist(), skip_special_tokens=True)  # noqa: E731

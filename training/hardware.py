@@ -39,7 +39,7 @@ def describe() -> dict[str, str | int]:
             name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-    return {"hardware": name, "cores": os.cpu_count() or 1}
+    return {"hardware": name, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
 
 
 def quiet_libraries() -> None:

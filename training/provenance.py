@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Atomically: a reader sees the old file or the new one."""
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
     partial.replace(path)
 
 

@@ -131,6 +131,9 @@ def measure(
     long = {f"{c.name}, long": (lambda c=c: c.write(setting.new + c.block)) for c in parts}
     short = {f"{c.name}, short": (lambda c=c: c.write(c.block)) for c in parts}
     title = f"{setting.on}, batch {setting.batch}"
+    for c in parts:  # what is set up or compiled at first use is no part of decoding
+        c.write(c.block)
+        c.write(setting.new + c.block)
     peaks = {c.name: peak_memory(lambda c=c: c.write(setting.new + c.block), device) for c in parts}  # type: ignore[misc]
     seconds = interleaved({**long, **short}, setting.rounds, title, quiet)
     decoding = {c.name: seconds[f"{c.name}, long"] - seconds[f"{c.name}, short"] for c in parts}
@@ -143,7 +146,7 @@ def measure(
         floor = machine.seconds(c.work) * passes / (setting.batch * setting.new)
         contract = {
             "block": c.block, "temperature": setting.temperature, "top_p": 1.0, "batch": setting.batch, "dtype": dtype,
-            "prompt": setting.prompt, "new": setting.new, "verify": "token" if c.subject == "prompt-lookup" else "none",
+            "prompt": setting.prompt, "prompts": "random tokens", "new": setting.new, "verify": "token" if c.subject == "prompt-lookup" else "none",
             "static_cache": c.subject not in ("transformers", "prompt-lookup"), **c.more,
         }  # fmt: skip
         common: dict[str, Any] = {

@@ -34,7 +34,7 @@ def run(args: Any, command: list[str]) -> None:
         done = probe(load_run(name), suite, num=args.num, batch=args.batch, warp=warp, seed=args.seed, block=args.block)
         probes.append(done)
         print_row(done.subject, *summary(done))
-        keep_records(name, f"probe-{suite.name}-{done.subject}", command, done.records)
+        keep_records(name, f"probe-{suite.name}-{done.subject}{_how(args)}", command, done.records)
     records = [r for p in probes for r in p.records]
     if args.json:
         write_records(args.json, command, records)
@@ -63,12 +63,18 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
         made = probe_open(run, suite, cases, num=num, warp=warp, seed=args.seed, block=args.block)
         for r in made if not records else made[:1]:
             print_row(r["subject"], f"{r['value']:.4f} ± {r['stderr']:.4f}", str(r["n"]), str(r["prompts"]))
-        keep_records(name, f"probe-{suite.name}-{made[0]['subject']}", command, made)
+        keep_records(name, f"probe-{suite.name}-{made[0]['subject']}{_how(args)}", command, made)
         records += made
     if args.json:
         write_records(args.json, command, records)
     if args.report:
         write_report(args.report, f"Joint validity on {suite.name}", [], records)
+
+
+def _how(args: Any) -> str:
+    """What sets a probe apart from the usual one, in its file's name."""
+    usual = {"temperature": 1.0, "top_p": 1.0, "block": None}
+    return "".join(f"-{name}-{getattr(args, name)}" for name, value in usual.items() if getattr(args, name) != value)
 
 
 def summary(p: Probe) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
 from training.data.store import TokenStore
 from training.data.tokenizer import start_token
-from training.run_dir import model_folder
 
 NEVER = "has no held-out source code to take prompts from: train on stdlib or on Python files"
 
@@ -24,7 +23,7 @@ def open_cases(run: LoadedRun, suite: OpenSuite) -> list[OpenCase]:
     data = DataConfig(**(run.config.get("data") or {}))
     if not run.config or data.suite or data.cases:
         raise ValueError(f"{run.name} {NEVER}")
-    tokenizer = TokenizerConfig(kind="pretrained", name=str(model_folder(run.name)))
+    tokenizer = TokenizerConfig(kind="pretrained", name=run.folder)
     store = load_corpus(data, tokenizer, progress=False).stores["validation"]
     cases = list(suite.cases_of(_texts(store, run.tokenizer)))
     if not cases:

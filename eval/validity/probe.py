@@ -126,15 +126,16 @@ def score(suite: Suite, counts: Mapping[str, Counter], n: int, common: dict[str,
     nobody = {**common, "subject": "exact-sampler", "run": None, "train_seed": None}
     for stratum, prompts in strata(suite):
         samples: dict[str, Any] = {"kind": "estimate", "stderr_over": "samples", "n": n * len(prompts), **stratum}
-        values = np.array([validity[prompt] for prompt in prompts])
-        smoothed = (values * n + 1) / (n + 2)
-        binomial = float(np.sqrt((smoothed * (1 - smoothed)).sum() / n) / len(prompts))
+        values, drawn_in_all = np.array([validity[prompt] for prompt in prompts]), n * len(prompts)
+        smoothed = (values.sum() * n + 1) / (drawn_in_all + 2)
+        binomial = float(np.sqrt(smoothed * (1 - smoothed) / drawn_in_all))
         records.append(record("validity", float(values.mean()), stderr=binomial, unit="fraction", **samples, **common))
         for k, (metric, unit) in enumerate(STATISTICS.items()):
             own, spread, best = (
                 np.mean([part[prompt] for prompt in prompts], 0)[k] for part in (drawn, resampled, exact)
             )
-            records.append(record(metric, own[0], stderr=float(spread.std()), unit=unit, **samples, **common))
+            error = float(spread.std() * (n / (n - 1)) ** 0.5) if n > 1 else None  # one draw has no spread
+            records.append(record(metric, own[0], stderr=error, unit=unit, **samples, **common))
             records.append(record(metric, best.mean(), stderr=float(best.std()), unit=unit, **samples, **nobody))
     return records
 

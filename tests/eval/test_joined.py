@@ -71,6 +71,19 @@ def test_any_runs_are_joined_on_one_page_without_network(tmp_path):
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "") and len(page) < 6e6
 
 
+def test_only_seeds_are_averaged_and_a_record_counts_once(tmp_path):
+    contract = {"block": 2}
+    made = [
+        record("block_nll", value, on="t", subject="x", kind="exact", unit="nats/token", contract=contract, split=split,
+               train_seed=seed, stderr=0.5, stderr_over="documents")
+        for value, seed, split in ((1.0, 0, "validation"), (3.0, 1, "validation"), (9.0, 0, "test"))
+    ]  # fmt: skip
+    sections = joined._nll_against_block([*made, made[0]])
+    assert [s.title for s in sections] == ["Likelihood of a block: t", "Likelihood of a block: t, test"]
+    assert "over seeds" in sections[0].text and "over documents" in sections[1].text
+    assert joined._over_seeds([*made[:2], made[0]])["value"] == 2.0
+
+
 def test_what_is_nothing_to_join_is_refused(tmp_path):
     (tmp_path / "x.json").write_text('{"schema": "other"}')
     for name, words in (("x.json", "holds no records"), ("none", "is no run directory")):

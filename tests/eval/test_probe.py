@@ -139,3 +139,15 @@ def test_the_mean_over_seeds_carries_its_spread():
     mean = seeds_mean(rows)
     assert mean["value"] == 2.0 and mean["stderr"] == pytest.approx(1 / 3**0.5) and mean["seeds"] == [0, 1, 2]
     assert "train_seed" not in mean
+
+
+def test_the_error_of_validity_is_that_of_all_draws_together():
+    suite = load_suite("sums-1")
+    counts = {prompt: Counter({next(iter(law)): 2}) for prompt, law in suite.laws.items()}
+    records = score(suite, counts, 2, {"on": "sums-1", "subject": "x", "contract": {}})
+    validity = next(r for r in records if r["metric"] == "validity")
+    assert validity["value"] == 1 and 0.003 < validity["stderr"] < 0.006  # one failure added to 200 draws
+    once = score(
+        suite, {p: Counter({next(iter(law)): 1}) for p, law in suite.laws.items()}, 1, {"on": "s", "subject": "x"}
+    )
+    assert all("stderr" not in r for r in once if r["metric"] == "total_variation" and r["subject"] == "x")

@@ -9,7 +9,7 @@ import leaplm
 from training.completion import script
 from training.config import DataConfig
 from training.data.corpus import _read_splits
-from training.data.known import KNOWN, KnownSet, get, local_paths, pages, read_known, speeches, stretches
+from training.data.known import KNOWN, KnownSet, get, local_paths, pages, read_known, speeches
 
 
 def put(path, text):
@@ -26,7 +26,6 @@ def test_a_page_starts_at_its_title_and_a_section_does_not():
 def test_nothing_is_lost_where_a_text_is_cut():
     text = "\n\n".join(f"A{i}:\nwords {i}" for i in range(120))
     assert "\n\n".join(speeches(text.splitlines())) == text and len(list(speeches(text.splitlines()))) == 3
-    assert "".join(stretches(["x" * 50_001])) == "x" * 50_001
 
 
 def test_a_set_is_read_by_name_in_its_own_splits(tmp_path):
@@ -49,7 +48,7 @@ def test_get_fetches_once_and_leaves_no_half_files(tmp_path):
     source.write_text("one\n\ntwo\n")
     rows = {"data_files": str(source), "split": "train"}
     for home in ({"all": ("text", rows)}, {"all": (source.as_uri(), {})}):
-        known = KnownSet("toy", "a toy", "none", {"all": "toy/t.txt.gz"}, home, stretches)
+        known = KnownSet("toy", "a toy", "none", {"all": "toy/t.txt.gz"}, home, speeches)
         root = tmp_path / f"root-{len(home['all'][1])}"
         root.mkdir()
         assert local_paths(known, str(root)) is None
@@ -57,7 +56,7 @@ def test_get_fetches_once_and_leaves_no_half_files(tmp_path):
         assert gzip.decompress(path.read_bytes()) == b"one\n\ntwo\n" and not list(root.rglob("*.partial"))
     source.unlink()
     assert get(known, str(root))["all"] == path and local_paths(known, str(root)) == {"all": path}
-    gone = KnownSet("gone", "", "", {"all": "gone.gz"}, home, stretches)
+    gone = KnownSet("gone", "", "", {"all": "gone.gz"}, home, speeches)
     with pytest.raises(ValueError, match="did not load"):
         get(gone, str(root))
 

@@ -48,13 +48,6 @@ def speeches(lines: Iterable[str], together: int = 50) -> Iterator[str]:
         yield "\n\n".join(paragraphs[low : low + together])
 
 
-def stretches(lines: Iterable[str], length: int = 20_000) -> Iterator[str]:
-    """A text without marks of its own, cut into equal stretches."""
-    text = "\n".join(lines)
-    for low in range(0, len(text), length):
-        yield text[low : low + length]
-
-
 def _hub(name: str, subset: str, **splits: str) -> dict[str, tuple[str, dict[str, str]]]:
     return {own: (name, {"name": subset, "split": split}) for own, split in splits.items()}
 
@@ -81,14 +74,6 @@ KNOWN = {
             {"all": "tinyshakespeare/input.txt.gz"},
             _url("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"),
             speeches,
-        ),
-        KnownSet(
-            "text8_prefix",
-            "the first 3,000,000 characters of text8: Wikipedia in 27 symbols",
-            "CC BY-SA",
-            {"all": "text8_prefix/text8_first3000000.txt.gz"},
-            _hub("afmck/text8-chunked1024", "default", all="train[:2930]"),
-            stretches,
         ),
     )
 }  # fmt: skip
