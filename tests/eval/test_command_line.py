@@ -176,7 +176,7 @@ def test_a_broken_checkpoint_is_one_line(trained, tmp_path, capsys):
         (["quality", "none.jsonl"], "does not exist"),
         (["report", "none"], "is no run directory"),
         (["report", "RUN", "--out", "tests"], "is a folder"),
-        (["report", "RUN", "--out", "/dev/null/page.html"], "Not a directory"),
+        (["report", "RUN", "--out", "/dev/null/page.html"], "/dev/null"),
         (["speed", "--reference", "S", "--rank", "0"], "must be 1 or above"),
         (["data", "get"], "needs a name"),
         (["completion", "csh"], "bash, zsh, fish"),
