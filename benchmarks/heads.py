@@ -104,7 +104,6 @@ def text_cell(
     """Heads on one frozen trunk (seed 0); likelihood of the whole validation split, and on source code
     whether continuations parse."""
     trunk_config, trunk = load_preset(f"{on}-trunk"), runs / on / "trunk"
-    train(trunk_config, trunk, build)
     config = override(text_config(on, head, seed, trunk), **variant)
     name = cell_name(head, seed, variant)
     text = load_corpus(config.data, trunk_config.tokenizer).facts["fingerprint"]
@@ -112,6 +111,7 @@ def text_cell(
 
     def measure() -> list[dict[str, Any]]:
         folder = runs / on / name
+        train(trunk_config, trunk, build)
         train(config, folder, build)
         run = load_run(str(folder))
         base = {} if head == "independent" else independent(on, seed, runs, tuple(variant.items()))

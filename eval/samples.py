@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.decoding import decode_all
 from eval.loading import LoadedRun
 from eval.validity.suites import load_suite
-from mtp.decoding.direct import decode, pad_left
 from mtp.decoding.warp import Warp
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
@@ -53,30 +53,17 @@ def draw(
     batch: int = 64,
 ) -> list[dict[str, Any]]:
     """One sample a prompt."""
-    size, end = block or run.block_size, run.tokenizer.eos_token_id
+    size = block or run.block_size
     rows = []
-    for low in range(0, len(prompts), batch):
-        part = prompts[low : low + batch]
-        starts = [
-            [start_token(run.tokenizer), *run.tokenizer.encode(prompt, add_special_tokens=False)] for prompt, _ in part
-        ]
-        out = decode(
-            run.model,
-            *pad_left(starts, end),
-            max_new_tokens=new,
-            warp=warp,
-            seed=seed,
-            rows=torch.arange(low, low + len(part)),
-            block_size=block,
-            stop_tokens=(end,),
-            pad_token=end,
-        )
+    encode = lambda text: run.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    starts = [[start_token(run.tokenizer), *encode(prompt)] for prompt, _ in prompts]
+    for which, out in decode_all(run, starts, new=new, warp=warp, seed=seed, block=block, batch=batch):
         contract = {
             "block": size, "steps": 1, "nfe": out.trunk_passes, "temperature": warp.temperature, "top_p": warp.top_p,
             "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema, "new": new,
         }  # fmt: skip
         kept = (out.lengths - out.stopped.long()).tolist()
-        for (prompt, real), tokens, count in zip(part, out.tokens, kept, strict=True):
+        for (prompt, real), tokens, count in zip(prompts[which], out.tokens, kept, strict=True):
             blocks = [run.tokenizer.decode(piece.tolist()) for piece in tokens[:count].split(size)] if count else []
             rows.append(
                 {

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.decoding import decode_all
 from eval.loading import LoadedRun
 from eval.records import record
 from eval.validity.open import OpenCase, OpenSuite
-from mtp.decoding.direct import decode, pad_left
 from mtp.decoding.warp import Warp
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
@@ -54,27 +54,18 @@ def probe_open(
     size = block or run.block_size
     repeats = max(1, num // len(cases))
     chosen = [case for case in cases[: max(1, num)] for _ in range(repeats)]
-    end, length = run.tokenizer.eos_token_id, (run.config.get("data") or {}).get("length", 256)
+    length = (run.config.get("data") or {}).get("length", 256)
     encode = lambda text: run.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     starts = [[start_token(run.tokenizer), *encode(c.prompt)][-(length - suite.max_tokens) :] for c in chosen]
     valid, real = [], []
     passes = 0
-    for low in range(0, len(chosen), batch):
-        part = chosen[low : low + batch]
-        out = decode(
-            run.model,
-            *pad_left(starts[low : low + batch], end),
-            max_new_tokens=suite.max_tokens,
-            warp=warp,
-            seed=seed,
-            rows=torch.arange(low, low + len(part)),
-            block_size=block,
-            stop_tokens=(end,),
-            pad_token=end,
-        )
+    how: dict[str, Any] = {"new": suite.max_tokens, "warp": warp, "seed": seed, "block": block, "batch": batch}
+    for which, out in decode_all(run, starts, **how):
         passes = max(passes, out.trunk_passes)
         lengths = (out.lengths - out.stopped.long()).tolist()
-        for case, row, count, stopped in zip(part, out.tokens.tolist(), lengths, out.stopped.tolist(), strict=True):
+        for case, row, count, stopped in zip(
+            chosen[which], out.tokens.tolist(), lengths, out.stopped.tolist(), strict=True
+        ):
             text = run.tokenizer.decode(row[:count])
             valid.append(suite.is_valid(case.prompt, text + "\n" if stopped else text))
             cut = run.tokenizer.decode(encode(case.real)[: suite.max_tokens])
@@ -94,7 +85,7 @@ def probe_open(
         ("data", real, {}),
     ):
         by_prompt = np.array(values, dtype=float).reshape(-1, repeats).mean(1)
-        error = float(by_prompt.std(ddof=1) / len(by_prompt) ** 0.5) if len(by_prompt) > 1 else 0.5
+        error = float(by_prompt.std(ddof=1) / len(by_prompt) ** 0.5) if len(by_prompt) > 1 else None
         seeds: dict[str, Any] = {"sample_seed": seed, **more}
         records.append(record("validity", float(by_prompt.mean()), subject=subject, stderr=error, **common, **seeds))
     return records

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.decoding import decode_all
 from eval.loading import LoadedRun
 from eval.records import record
 from eval.validity.suites import Suite
-from mtp.decoding.direct import Decoded, decode, pad_left
+from mtp.decoding.direct import Decoded
 from mtp.decoding.warp import Warp
 from training.data.cases import EncodedSuite, encode_suite
 
@@ -58,23 +59,12 @@ def probe(
     per_prompt = max(1, num // len(suite.laws))
     prompts = [prompt for prompt in suite.prompts for _ in range(per_prompt)]
     counts: dict[str, Counter] = {prompt: Counter() for prompt in suite.prompts}
-    end = run.tokenizer.eos_token_id
+    starts = [encoded.starts[prompt] for prompt in prompts]
+    how: dict[str, Any] = {"new": encoded.longest, "warp": warp, "seed": seed, "block": block, "batch": batch}
     passes = 0
-    for low in range(0, len(prompts), batch):
-        part = prompts[low : low + batch]
-        out = decode(
-            run.model,
-            *pad_left([encoded.starts[prompt] for prompt in part], end),
-            max_new_tokens=encoded.longest,
-            warp=warp,
-            seed=seed,
-            rows=torch.arange(low, low + len(part)),
-            block_size=block,
-            stop_tokens=(end,) if encoded.closed else (),
-            pad_token=end,
-        )
+    for which, out in decode_all(run, starts, **how, stops=encoded.closed):
         passes = max(passes, out.trunk_passes)
-        for prompt, text in zip(part, _texts(run, out, encoded.closed), strict=True):
+        for prompt, text in zip(prompts[which], _texts(run, out, encoded.closed), strict=True):
             counts[prompt][text] += 1
     contract = {
         "block": size, "steps": 1, "nfe": passes, "temperature": warp.temperature, "top_p": warp.top_p, "batch": batch,

@@ -1,8 +1,14 @@
 import itertools
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from eval.validity.open import function_cases, parses
+from eval.loading import LoadedRun
+from eval.validity.open import function_cases, parses, python
+from eval.validity.open_probe import probe_open
+from mtp import MTPForCausalLM
+from training.data.tokenizer import train_bpe
 
 SOURCE = '''import os
 
@@ -47,7 +53,6 @@ def test_what_still_parses(continuation, valid):
 
 
 def test_molecules_are_all_strings_that_rdkit_reads():
-    pytest.importorskip("rdkit")
     from rdkit import Chem
 
     from eval.validity.smiles import SYMBOLS, smiles
@@ -56,3 +61,21 @@ def test_molecules_are_all_strings_that_rdkit_reads():
     read = {" ".join(w) for w in itertools.product(SYMBOLS, repeat=4) if Chem.MolFromSmiles("".join(w)) is not None}
     assert set(law) == read and sum(law.values()) == pytest.approx(1)
     assert "C 1 C 1" not in law and "C = C C" in law and "F" not in SYMBOLS
+
+
+def test_a_run_is_probed_on_what_it_writes_beside_the_real_text():
+    torch.manual_seed(0)
+    tokenizer = train_bpe([SOURCE] * 3, 300)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    trunk = AutoModelForCausalLM.from_config(config)
+    run = LoadedRun(
+        "r", MTPForCausalLM.from_trunk(trunk, "independent", 4).eval(), tokenizer, "independent", 0, None, {}
+    )
+    cases = function_cases([SOURCE] * 3)
+    for block, subject in ((None, "independent"), (1, "trunk")):
+        own, data = probe_open(run, python(), cases, num=6, batch=4, block=block)
+        assert own["subject"] == subject and own["n"] == 6 and own["prompts"] == 3
+        assert own["value"] < 1 and data["subject"] == "data" and data["value"] == 1
+        assert own["contract"]["nfe"] == (48 if block == 1 else 12)

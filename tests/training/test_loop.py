@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mtp import MTPForCausalLM
 from training.config import OptimizerConfig, load_preset, override
 from training.hardware import resolve_precision
-from training.loop import train
+from training.loop import SliceLoss, train
 from training.mtp_task import build
 from training.run_dir import RunDir, model_folder
 from training.schedules import learning_rate
@@ -230,6 +231,20 @@ def test_bf16_autocast_keeps_weights_and_likelihoods_in_fp32(text, tmp_path):
     pairs = list(zip(losses(tmp_path / "float32"), losses(tmp_path / "bfloat16"), strict=True))
     assert all(one[2] == pytest.approx(other[2], rel=0.02) for one, other in pairs)
     assert any(one[2] != other[2] for one, other in pairs)
+
+
+@pytest.mark.parametrize(
+    "length, precision, fused", [(16, "bfloat16", False), (256, "bfloat16", True), (16, "float32", True)]
+)
+def test_short_bf16_windows_on_cpus_leave_fused_attention_out(length, precision, fused):
+    seen = []
+
+    def objective(model, batch, *, rng, step):
+        seen.append(torch.backends.cuda.flash_sdp_enabled())
+
+    batch = SimpleNamespace(tokens=torch.zeros(1), length=length)
+    SliceLoss(torch.nn.Identity(), objective, precision)(batch, None, 0)
+    assert seen == [fused] and torch.backends.cuda.flash_sdp_enabled()
 
 
 @pytest.mark.parametrize("amx, expected", [(True, "bfloat16"), (False, "float32")])
