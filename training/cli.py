@@ -1,0 +1,68 @@
+"""What every subcommand needs of tyro: its errors as one line, and lists of numbers as one word.
+
+Imported by `leaplm` at start, so it loads nothing heavy itself.
+"""
+
+import io
+import re
+import shlex
+from contextlib import redirect_stderr
+from typing import Any
+
+
+def _comma(text: list[str]) -> tuple[int, ...]:
+    return tuple(int(part) for part in text[0].split(",") if part)
+
+
+def numbers() -> Any:
+    """A list of numbers as one word: 1,8,32."""
+    import tyro
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N,N,…",
+        instance_from_str=_comma,
+        is_instance=lambda x: isinstance(x, tuple) and all(isinstance(n, int) for n in x),
+        str_from_instance=lambda x: [",".join(map(str, x))],
+    )
+
+
+def parse(kind: Any, argv: list[str], prog: str) -> Any:
+    """tyro's parse, with its boxed error made one line."""
+    import tyro
+
+    message = io.StringIO()
+    try:
+        with redirect_stderr(message):
+            args = tyro.cli(kind, args=argv, prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{_one_line(message.getvalue())} (see {shlex.join(prog.split()[:3])} --help)") from None
+    for name in ("json", "report", "picture", "out"):  # before hours of work, not after
+        path = getattr(args, name, None)
+        if path is not None and path.is_dir() and not hasattr(args, "fast"):
+            raise ValueError(f"--{name} {path} is a folder: name a file")
+    return args
+
+
+def _one_line(boxed: str) -> str:
+    """tyro's message without its box, drawn in Unicode or in ASCII: title, message, rule, hints."""
+    rows = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in boxed.splitlines()]
+    sections = re.split(r"\n[─-]{5,}\n", "\n".join(row for row in rows if row))
+    if "\n" in sections[0]:  # a Unicode box has its title in its upper edge
+        sections[0] = sections[0].split("\n", 1)[1]
+    elif len(sections) > 1:
+        sections = sections[1:]
+    text = " ".join(sections[0].split())
+    unknown = re.match(r"Unrecognized options: ([^ ,]+)", text)
+    if unknown:
+        near = re.search(r"(--[\w.-]+)", sections[1]) if len(sections) > 2 else None
+        return f"unknown option {unknown[1]}" + (f"; did you mean {near[1]}?" if near else "")
+    refused = re.match(
+        r"Error parsing (?:config\.)?(\w+): .* for \w+ (\w+) (.*) \[type=.*?input_value=(.*), input_type", text
+    )
+    if refused:
+        section, name, why, value = refused.groups()
+        return f"{section}.{name} = {value}: {why[0].lower()}{why[1:]}"
+    return text
