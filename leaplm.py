@@ -210,7 +210,7 @@ def speed(argv: list[str]) -> None:
         rounds: int = 15
         """interleaved rounds, after one of warm-up"""
         dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-        """auto: bfloat16 on GPUs and on CPUs with AMX"""
+        """auto: bfloat16 on GPUs and on CPUs with AMX or AVX512-BF16"""
         threads: int | None = None
         """CPU threads, default torch's"""
         compile: bool = False

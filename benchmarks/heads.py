@@ -4,8 +4,9 @@
     python -m benchmarks.heads --on stdlib --heads block-chain independent --seeds 0
 
 Each cell trains (or resumes, or finds trained) its run under --runs, measures it, and is kept in
-benchmarks/results/heads/; the tables at the end are RESULTS.md's. A head is trained at K = 8 and
-scored at 2, 4 and 8. Sets that are not here are left out, with a word.
+benchmarks/results/heads/; the tables at the end are RESULTS.md's. On text a seed has its own trunk,
+frozen, and all heads of that seed on it; a head is trained at K = 8 and scored at 2, 4 and 8. Sets
+that are not here are left out, with a word.
 """
 
 import argparse
@@ -101,13 +102,14 @@ def cell_name(head: str, seed: int, variant: dict[str, Any]) -> str:
 def text_cell(
     on: str, head: str, seed: int, runs: Path, command: list[str], variant: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Heads on one frozen trunk (seed 0); likelihood of the whole validation split, and on source code
+    """Heads on the frozen trunk of that seed; likelihood of the whole validation split, and on source code
     whether continuations parse."""
-    trunk_config, trunk = load_preset(f"{on}-trunk"), runs / on / "trunk"
+    trunk_config, trunk = override(load_preset(f"{on}-trunk"), seed=seed), runs / on / f"trunk-{seed}"
     config = override(text_config(on, head, seed, trunk), **variant)
     name = cell_name(head, seed, variant)
     text = load_corpus(config.data, trunk_config.tokenizer).facts["fingerprint"]
-    inputs = {"trunk": to_dict(trunk_config), "head": to_dict(config), "blocks": list(BLOCKS), "text": text}
+    stated = to_dict(override(config, trunk__pretrained="trunk"))  # by what it is, not where it lies
+    inputs = {"trunk": to_dict(trunk_config), "head": stated, "blocks": list(BLOCKS), "text": text}
 
     def measure() -> list[dict[str, Any]]:
         folder = runs / on / name
@@ -139,7 +141,7 @@ def text_config(on: str, head: str, seed: int, trunk: Path) -> RunConfig:
 @cache
 def independent(on: str, seed: int, runs: Path, variant: tuple[tuple[str, Any], ...]) -> dict[int, BlockLikelihood]:
     """That head's blocks, trained alike, which the share of the gap closed is a share of."""
-    config = override(text_config(on, "independent", seed, runs / on / "trunk"), **dict(variant))
+    config = override(text_config(on, "independent", seed, runs / on / f"trunk-{seed}"), **dict(variant))
     folder = runs / on / cell_name("independent", seed, dict(variant))
     train(config, folder, build)
     store = load_corpus(config.data, config.tokenizer, progress=False).stores["validation"]

@@ -38,11 +38,11 @@ def main() -> None:
     args = parser.parse_args()
     judge_config, here = load_preset(f"{args.on}-judge"), args.runs / args.on
     command = ["python", "-m", "benchmarks.quality", *sys.argv[1:]]
-    trained = ["trunk", *(f"{head}-{args.seed}" for head in args.heads)]
+    trained = [f"trunk-{args.seed}", *(f"{head}-{args.seed}" for head in args.heads)]
 
     def measure() -> list[dict[str, Any]]:
         train(judge_config, here / "judge", build)
-        trunk = load_run(str(here / "trunk"))
+        trunk = load_run(str(here / f"trunk-{args.seed}"))
         prompts = held_out_prompts(trunk, args.num, 32, args.new)
         rows = _draw(trunk, prompts, 1, args)
         for head in args.heads:

@@ -155,7 +155,7 @@ class TrainingConfig:
     ema: Decay | None = 0.999
     """decay of the averaged weights that are evaluated and saved; none: the weights themselves"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast on GPUs and on CPUs with AMX, float32 elsewhere"""
+    """auto: bfloat16 autocast on GPUs and on CPUs with AMX or AVX512-BF16, float32 elsewhere"""
     threads: Count | None = None
     """CPU threads; default: the faster of one and all, timed at the start and kept on resume"""
     log_every: Count = 10

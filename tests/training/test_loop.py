@@ -247,9 +247,12 @@ def test_short_bf16_windows_on_cpus_leave_fused_attention_out(length, precision,
     assert seen == [fused] and torch.backends.cuda.flash_sdp_enabled()
 
 
-@pytest.mark.parametrize("amx, expected", [(True, "bfloat16"), (False, "float32")])
-def test_auto_precision_is_what_the_processor_is_good_at(monkeypatch, amx, expected):
+@pytest.mark.parametrize(
+    "amx, avx, expected", [(True, True, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")]
+)
+def test_auto_precision_is_what_the_processor_is_good_at(monkeypatch, amx, avx, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
     assert resolve_precision("auto", torch.device("cpu")) == expected
     assert resolve_precision("float32", torch.device("cpu")) == "float32"
     assert resolve_precision("auto", torch.device("cuda")) == "bfloat16"
