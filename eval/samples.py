@@ -31,14 +31,22 @@ def held_out_prompts(run: LoadedRun, num: int, length: int, new: int) -> list[tu
     if data.suite or data.cases:
         prompts = load_suite(data.suite or data.cases or "").prompts
         return [(prompts[i % len(prompts)], "") for i in range(num)]
-    tokenizer = TokenizerConfig(kind="pretrained", name=run.folder)
-    store = load_corpus(data, tokenizer, progress=False).stores["validation"]
-    starts = np.linspace(0, max(0, len(store.tokens) - length - new), num).astype(int)
     decode_tokens = lambda part: run.tokenizer.decode(part.tolist(), skip_special_tokens=True)  # noqa: E731
     return [
-        (decode_tokens(store.tokens[s : s + length]), decode_tokens(store.tokens[s + length : s + length + new]))
-        for s in starts
+        (decode_tokens(window[:length]), decode_tokens(window[length:]))
+        for window in held_out_windows(run, num, length + new)
     ]
+
+
+def held_out_windows(run: LoadedRun, num: int, length: int) -> np.ndarray:
+    """(num, length) token ids, spread evenly over the held-out text that the run was trained beside."""
+    data = DataConfig(**run.config["data"])
+    tokenizer = TokenizerConfig(kind="pretrained", name=run.folder)
+    tokens = load_corpus(data, tokenizer, progress=False).stores["validation"].tokens
+    if len(tokens) < length:
+        raise ValueError(f"{data.name} holds out {len(tokens)} tokens, less than the {length} of one window")
+    starts = np.linspace(0, len(tokens) - length, num).astype(int)
+    return np.stack([tokens[s : s + length] for s in starts]).astype(np.int64)
 
 
 @torch.no_grad()

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from eval.loading import load_run
+from eval.loading import LoadedRun, load_run
 from eval.records import keep_records, write_records
+from eval.samples import held_out_windows
 from eval.speed.decoding import Contender, Setting, contenders, measure
 from eval.speed.floor import measure_machine
 from eval.speed.references import reference_trunk
@@ -30,12 +31,13 @@ def run(args: Any, command: list[str]) -> None:
         f"prompt {args.prompt}, {args.new} new tokens, temperature {args.temperature}"
     )
     records: list[dict[str, Any]] = []
-    for on, trunk, heads in _subjects(args, dtype, device, threads):
+    for on, trunk, heads, run in _subjects(args, dtype, device, threads):
         if args.train:
             records += measure_training(trunk, heads, on, name, args, machine)
             continue
         for batch in args.batch_sizes:
-            setting = Setting(on, batch, args.prompt, args.new, args.temperature, args.rounds)
+            prompts = run and _prompts(run, batch, args.prompt)
+            setting = Setting(on, batch, args.prompt, args.new, args.temperature, args.rounds, prompts)
             parts = contenders(trunk, heads, setting, args.compile)
             made = measure(parts, setting, machine, name, device)
             _print(on, batch, parts, made)
@@ -46,7 +48,7 @@ def run(args: Any, command: list[str]) -> None:
 
 
 def _subjects(args: Any, dtype: torch.dtype, device: torch.device, threads: int):
-    """(what it is called, the trunk, [(model with a head, block)]) of every reference and every run."""
+    """(what it is called, the trunk, [(model with a head, block)], the run or None) of every reference and run."""
     for size in args.reference:
         trunk = reference_trunk(size, dtype, device)
         heads = []
@@ -55,14 +57,24 @@ def _subjects(args: Any, dtype: torch.dtype, device: torch.device, threads: int)
             model: Any = MTPForCausalLM.from_trunk(trunk, head, max(args.blocks), **rank)
             model.to(device, dtype).eval()
             heads += [(model, block) for block in args.blocks]
-        yield size, trunk, heads
+        yield size, trunk, heads, None
     for one in args.runs:
         loaded = load_run(one)
         torch.set_num_threads(threads)  # one number for all, not what each was trained with
         model = loaded.model
         model.to(device=device, dtype=dtype)
         blocks = [block for block in args.blocks if block <= loaded.block_size] or [loaded.block_size]
-        yield one, model.trunk, [(model, block) for block in blocks] if model.head is not None else []
+        if args.new % blocks[0]:
+            raise ValueError(f"--new {args.new} must be a multiple of {one}'s own block of {blocks[0]}")
+        yield one, model.trunk, [(model, block) for block in blocks] if model.head is not None else [], loaded
+
+
+def _prompts(run: LoadedRun, batch: int, length: int) -> torch.Tensor | None:
+    """Held-out text of what the run was trained on, if that was text."""
+    data = run.config.get("data") or {}
+    if not data or data.get("suite") or data.get("cases"):
+        return None
+    return torch.from_numpy(held_out_windows(run, batch, length))
 
 
 def _print(on: str, batch: int, parts: list[Contender], records: list[dict[str, Any]]) -> None:

@@ -36,7 +36,8 @@ class Contender:
 
 @dataclass(frozen=True)
 class Setting:
-    """prompt, new: tokens. rounds: interleaved. on: what the records name as measured."""
+    """prompt, new: tokens. rounds: interleaved. on: what the records name as measured. prompts: (batch, prompt)
+    token ids of real text, which prompt lookup lives on; None: random tokens."""
 
     on: str
     batch: int
@@ -44,6 +45,7 @@ class Setting:
     new: int = 64
     temperature: float = 1.0
     rounds: int = 15
+    prompts: torch.Tensor | None = None
 
 
 def contenders(
@@ -52,7 +54,9 @@ def contenders(
     """trunk: a causal LM of transformers; heads: models on it, each with the block to draw."""
     device = next(trunk.parameters()).device
     vocabulary = trunk.get_output_embeddings().weight.shape[0]
-    ids = torch.randint(vocabulary, (setting.batch, setting.prompt), generator=torch.Generator().manual_seed(0))
+    ids = setting.prompts
+    if ids is None:
+        ids = torch.randint(vocabulary, (setting.batch, setting.prompt), generator=torch.Generator().manual_seed(0))
     ids = ids.to(device)
     warp = Warp(setting.temperature)
 
@@ -146,7 +150,7 @@ def measure(
         floor = machine.seconds(c.work) * passes / (setting.batch * setting.new)
         contract = {
             "block": c.block, "temperature": setting.temperature, "top_p": 1.0, "batch": setting.batch, "dtype": dtype,
-            "prompt": setting.prompt, "prompts": "random tokens", "new": setting.new, "verify": "token" if c.subject == "prompt-lookup" else "none",
+            "prompt": setting.prompt, "prompts": "random tokens" if setting.prompts is None else "held-out text", "new": setting.new, "verify": "token" if c.subject == "prompt-lookup" else "none",
             "static_cache": c.subject not in ("transformers", "prompt-lookup"), **c.more,
         }  # fmt: skip
         common: dict[str, Any] = {

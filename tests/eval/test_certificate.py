@@ -69,19 +69,31 @@ def trained(head: str, steps: int = 60):
 
 
 class Oracle(nn.Module):
-    """The law itself behind the contract: states are log-conditionals, the unembedding the identity."""
+    """The law itself behind the contract. A state is the next token's log-conditional and, beside it, the prefix,
+    from which the head knows the block's whole law; the unembedding reads the first part alone."""
 
     def __init__(self):
         super().__init__()
         self.head = self
         self.block_size, self.device = L, torch.device("cpu")
+        self.table = torch.cat([torch.eye(V), torch.zeros(V, L + 1)], 1)
 
     def states(self, ids):
-        rows = [[self.conditional(tuple(row[1 : i + 1])) for i in range(len(row))] for row in ids.tolist()]
-        return torch.tensor(rows), None
+        def state(prefix):
+            return [*self.conditional(prefix), len(prefix), *prefix, *[0] * (L - len(prefix))]
+
+        return torch.tensor([[state(tuple(row[1 : i + 1])) for i in range(len(row))] for row in ids.tolist()]), None
 
     def context(self, hidden):
-        return BlockContext(hidden, torch.eye(V), torch.eye(V))
+        return BlockContext(hidden, self.table, self.table)
+
+    def log_prob(self, ctx, x):
+        made = torch.zeros(x.shape)
+        for n, (state, block) in enumerate(zip(ctx.hidden[:, V:].long().tolist(), x.tolist(), strict=True)):
+            prefix = tuple(state[1 : 1 + state[0]])
+            for k, token in enumerate(block[: L - len(prefix)]):
+                made[n, k] = torch.tensor(self.conditional((*prefix, *block[:k]))).log_softmax(0)[token]
+        return made
 
     def conditional(self, prefix):
         mass = [sum(p for text, p in LAW.items() if text[: len(prefix) + 1] == (*prefix, v)) for v in range(V)]
@@ -100,12 +112,14 @@ def test_every_scorer_spends_exactly_the_whole_probability(name, make, head):
     assert got.holds and got.exact and got.stderr == 0
 
 
-def test_the_oracle_is_certified_and_scores_the_law():
+@pytest.mark.parametrize("name", SCORERS)
+def test_the_oracle_is_certified_and_scores_the_law(name):
     oracle = Oracle()
-    got = certify(lambda store: chain(oracle, store), V, L)
+    got = certify(lambda store: SCORERS[name](oracle, store), V, L)
     assert got.holds and got.total == pytest.approx(1, abs=1e-5)
     store = every_string(V, L, 0)
-    nats = dict(zip(map(tuple, store.tokens.reshape(-1, L + 1)[:, 1:].tolist()), chain(oracle, store), strict=True))
+    scored = SCORERS[name](oracle, store)
+    nats = dict(zip(map(tuple, store.tokens.reshape(-1, L + 1)[:, 1:].tolist()), scored, strict=True))
     for text, p in LAW.items():
         assert nats[text] == pytest.approx(-torch.tensor(p).log().item(), abs=1e-5)
 

@@ -3,7 +3,7 @@ import torch
 
 from flowmap.rng import Rng
 from mtp import MTPForCausalLM
-from mtp.decoding.direct import decode, pad_left
+from mtp.decoding.direct import compiled_step, decode, pad_left
 from mtp.decoding.warp import Warp
 from mtp.heads import NAMES
 
@@ -89,3 +89,13 @@ def test_a_shorter_block_may_be_asked_and_a_longer_one_is_refused(trunk):
         decode(model, ids, mask, max_new_tokens=8, block_size=5)
     with pytest.raises(ValueError, match="left"):
         decode(model, ids, mask.flip(1), max_new_tokens=8)
+
+
+@pytest.mark.slow
+def test_a_compiled_pass_writes_the_same_text(trunk):
+    model = build(trunk, "recurrent-chain")
+    ids, mask = pad_left(PROMPTS, 0)
+    plain = decode(model, ids, mask, max_new_tokens=9, seed=4)
+    compiled = decode(model, ids, mask, max_new_tokens=9, seed=4, step_states=compiled_step(model))
+    assert torch.equal(plain.tokens, compiled.tokens)
+    assert torch.allclose(plain.log_q, compiled.log_q, atol=1e-4)
