@@ -97,7 +97,7 @@ def train(argv: list[str]) -> None:
 
     args = parse(Train, argv[1:], f"leaplm train {argv[0]}")
     from training.loop import train as run
-    from training.mtp_task import build
+    from training.tasks import build
 
     metrics = run(args.config, args.run_dir, build, args.quiet)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -236,13 +236,13 @@ def speed(argv: list[str]) -> None:
 
 
 def sample(argv: list[str]) -> None:
-    """Text that runs write."""
+    """Text that runs write, images that they draw."""
     import tyro
 
     @dataclass
     class Sample:
         """Write text with each run by direct decoding and show it, block by block, or keep it in a file that
-        `leaplm quality` scores and `leaplm report` shows."""
+        `leaplm quality` scores and `leaplm report` shows. An image run draws a grid for every number of steps."""
 
         runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
         """run directories, checkpoints or model folders"""
@@ -263,16 +263,28 @@ def sample(argv: list[str]) -> None:
         """samples decoded at once"""
         seed: int = 0
         """of the draws: one prompt, seed and temperature always give the same text"""
+        steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4, 8)
+        """images: jumps from noise to image"""
+        sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
+        """images: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
+        guidance: float = 1.0
+        """images: classifier-free guidance; 1 is none"""
+        label: int | None = None
+        """images: one class, default all in turn"""
+        score: bool = False
+        """images: FID and the like against the test split, beside the floor"""
         out: Path | None = None
-        """keep the samples here, as JSONL"""
+        """keep the samples here, as JSONL; images as PNG, default RUN/samples/steps-N.png"""
         json: Path | None = None
-        """write them as JSON, with command and provenance"""
+        """write them as JSON, with command and provenance; of images the scores"""
 
     args = parse(Sample, argv, "leaplm sample")
     if not args.runs:
         raise ValueError("sample needs at least one run: leaplm sample RUN")
     if min(args.num, args.new, args.prompt_tokens, args.batch) < 1 or not args.temperatures:
         raise ValueError("--num, --new, --prompt-tokens and --batch must be 1 or above, --temperatures not empty")
+    if not args.steps or min(args.steps) < 1:
+        raise ValueError("--steps must be numbers of 1 or above")
     from eval.sample_command import sample as run
 
     run(args, ["leaplm", "sample", *argv])

@@ -1,5 +1,6 @@
 """RUN → a model ready to be measured."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def load_run(run: str) -> LoadedRun:
     if not isinstance(model, MTPForCausalLM):
         model = MTPForCausalLM.from_trunk(model)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    config, threads = _run_facts(Path(run))
+    config, threads = run_facts(run)
     if threads:
         torch.set_num_threads(threads)
     return LoadedRun(
@@ -77,9 +78,19 @@ def load_run(run: str) -> LoadedRun:
     )
 
 
-def _run_facts(path: Path) -> tuple[dict[str, Any], int | None]:
+def model_type(run: str) -> str | None:
+    """What config.json says the run is; None where there is none to read, as of a model on the Hub."""
+    try:
+        file = model_folder(run) / "config.json"
+    except ValueError:
+        return None
+    return json.loads(file.read_text()).get("model_type")
+
+
+def run_facts(run: str) -> tuple[dict[str, Any], int | None]:
     """The configuration of the run that a run directory or one of its checkpoints belongs to, and the
     thread count that was found best for its model."""
+    path = Path(run)
     for folder in [path, *path.parents][:4] if path.exists() else []:
         if (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file():
             return read_yaml(folder / "config.yaml"), RunDir(folder).provenance().get("threads")

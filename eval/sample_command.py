@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from eval.loading import load_run
+from eval.loading import load_run, model_type
 from eval.quality import quality
 from eval.records import write_records
 from eval.samples import draw, held_out_prompts, read_samples, write_samples
@@ -12,6 +12,13 @@ from mtp.decoding.warp import Warp
 
 
 def sample(args: Any, command: list[str]) -> None:
+    kinds = {model_type(run) == "leaplm-image" for run in args.runs}
+    if len(kinds) > 1:
+        raise ValueError("these runs write text and draw images: sample them apart")
+    if True in kinds:
+        from eval.images.command import sample_images
+
+        return sample_images(args, command)
     rows = []
     for name in args.runs:
         run = load_run(name)

@@ -64,6 +64,17 @@ class Rng:
         angle = self._bits(name + "/angle", shape).double().mul_(2.0**-32 * 2 * math.pi)
         return (radius * angle.cos_()).to(dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Where draws are made."""
+        return torch.device("cpu") if self.samples is None else self.samples.device
+
+    def groups(self, size: int) -> "Rng":
+        """The randomness of whole groups of `size` consecutive samples: one draw for all their members."""
+        if self.samples is None or len(self.samples) % size or (self.samples[0] % size != 0):
+            raise ValueError(f"a slice must hold whole groups of {size} samples")
+        return Rng(self.seed, self.samples[::size] // size, self.batch)
+
     def _bits(self, name: str, shape: tuple[int, ...]) -> Tensor:
         samples = self.samples
         if samples is None:

@@ -34,7 +34,7 @@ def parse(kind: Any, argv: list[str], prog: str) -> Any:
     message = io.StringIO()
     try:
         with redirect_stderr(message):
-            args = tyro.cli(kind, args=argv, prog=prog)
+            args = tyro.cli(kind, args=argv, prog=prog, config=(tyro.conf.AvoidSubcommands,))
     except SystemExit as stop:
         if not stop.code:
             raise

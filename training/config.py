@@ -7,178 +7,31 @@ right key.
 import dataclasses
 import difflib
 import json
-from dataclasses import field
+import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast, get_args, get_origin
 
-import tyro
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import TypeAdapter, ValidationError
 
-
-def _words(values: list[str]) -> dict[str, Any]:
-    if len(values) % 2:
-        raise ValueError("takes pairs: KEY VALUE …")
-    return {key: yaml.safe_load(value) for key, value in zip(values[::2], values[1::2], strict=True)}
-
-
-PAIRS = tyro.constructors.PrimitiveConstructorSpec(
-    nargs="*",
-    metavar="[KEY VALUE …]",
-    instance_from_str=_words,
-    is_instance=lambda x: isinstance(x, dict),
-    str_from_instance=lambda x: [str(part) for pair in x.items() for part in pair],
+from training.fields import (
+    DataConfig,
+    HeadConfig,
+    ImageConfig,
+    OptimizerConfig,
+    RunConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    TrunkConfig,
 )
-"""A free mapping on the command line, given whole: --trunk.config hidden_size 64 num_hidden_layers 2."""
 
-Count = Annotated[int, Field(gt=0)]
-Size = Annotated[float, Field(gt=0)]
-Rate = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+__all__ = [
+    "DataConfig", "HeadConfig", "ImageConfig", "OptimizerConfig", "RunConfig", "TokenizerConfig", "TrainingConfig",
+    "TrunkConfig", "difference", "known_keys", "load_preset", "merge", "one_line", "override", "preset_names",
+    "read_yaml", "to_dict", "validate",
+]  # fmt: skip
 
-STRICT = ConfigDict(strict=True, extra="forbid")
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
-
-
-@dataclass(config=STRICT)
-class DataConfig:
-    """What is trained on: a suite, a cases file, or text."""
-
-    name: str = "stdlib"
-    """'stdlib' (the running Python's standard library), a set of `leaplm data list`, a local .txt/.jsonl file
-    or folder, or a Hub set"""
-    root: str | None = None
-    """the folder of public sets as plain files, default the variable LEAPLM_DATA"""
-    subset: str | None = None
-    """the Hub set's configuration"""
-    split: str = "train"
-    """the Hub set's training split"""
-    validation: str | None = None
-    """a local file, or the Hub set's split, to validate on; default: part of the documents is held out"""
-    text_column: str = "text"
-    """the column that holds the text"""
-    sample_by: Literal["document", "paragraph", "line"] = "document"
-    """what one document is in a plain text file"""
-    streaming: bool = False
-    """read the Hub set or the files as a stream instead of converting them first"""
-    max_documents: Count | None = None
-    """stop reading after so many documents"""
-    length: Count = 256
-    """tokens the trunk reads at once"""
-    suite: str | None = None
-    """a validity suite to train on instead of text: poker, pairs-64, skip-64, dates, sums-2, …"""
-    cases: str | None = None
-    """a cases.jsonl file to train on instead of text: rows {"prompt", "texts", "p" (optional)}"""
-
-
-@dataclass(config=STRICT)
-class TokenizerConfig:
-    """How text becomes tokens."""
-
-    kind: Literal["bpe", "words", "pretrained"] = "bpe"
-    """bpe: byte-level, trained on the corpus; words: one token per word; pretrained: by name or path"""
-    vocab_size: Count = 2048
-    """of a BPE trained here"""
-    name: str | None = None
-    """the pretrained tokenizer, default the trunk's own"""
-
-
-@dataclass(config=STRICT)
-class TrunkConfig:
-    """The causal language model the head sits on."""
-
-    pretrained: str | None = None
-    """a causal LM by name or path, or a leaplm run directory; default: from scratch"""
-    architecture: str = "llama"
-    """from scratch: any causal LM of transformers by its model_type (llama, qwen3, gpt2, …)"""
-    config: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
-    """from scratch: fields of that architecture's config"""
-    frozen: bool = False
-    """train the head alone"""
-    cache_states: bool = False
-    """frozen: compute the trunk's states once and keep them on disk"""
-
-
-@dataclass(config=STRICT)
-class HeadConfig:
-    """The joint head."""
-
-    name: str | None = None
-    """independent, first-order-chain, recurrent-chain, block-chain; none: the trunk alone"""
-    block_size: Count = 4
-    """K, tokens per trunk pass, from 2 to 16"""
-    rank: Count | None = None
-    """ρ of a chain's low-rank logits, default 256; a head without a chain has none"""
-    options: Annotated[dict[str, int], PAIRS] = field(default_factory=dict)
-    """more of the family's own options: projection_width, width, num_layers, …"""
-    weight: Rate = 1.0
-    """of the head's loss beside the trunk's"""
-    anchor_fraction: Share = 1.0
-    """score the head on this fraction of the positions"""
-    starts_only: bool = False
-    """suites and cases: train the head only where decoding hangs its blocks, at the prompt's end and every K
-    tokens after it; K times less work, and the run can then be probed with blocks of K alone"""
-
-
-@dataclass(config=STRICT)
-class OptimizerConfig:
-    """AdamW, and its learning rate as a function of the step alone."""
-
-    lr: Size = 1e-3
-    """the highest learning rate"""
-    min_lr_ratio: Rate = 0.0
-    """last learning rate over the highest"""
-    warmup: Annotated[int, Field(ge=0)] = 50
-    """steps of linear warm-up"""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """after the warm-up"""
-    beta1: Decay = 0.9
-    beta2: Decay = 0.95
-    weight_decay: Rate = 0.1
-    """on matrices only"""
-    clip: Size = 1.0
-    """largest gradient norm"""
-
-
-@dataclass(config=STRICT)
-class TrainingConfig:
-    """How long, how large, how often."""
-
-    steps: Count = 1000
-    """optimizer steps"""
-    batch_size: Count = 16
-    """samples in a global batch, over all processes and accumulation steps"""
-    accumulation: Count = 1
-    """micro-batches per process; changes memory, not the result"""
-    ema: Decay | None = 0.999
-    """decay of the averaged weights that are evaluated and saved; none: the weights themselves"""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast on GPUs and on CPUs with AMX or AVX512-BF16, float32 elsewhere"""
-    threads: Count | None = None
-    """CPU threads; default: the faster of one and all, timed at the start and kept on resume"""
-    log_every: Count = 10
-    evaluate_every: Count = 500
-    evaluate_batches: Count = 8
-    """validation batches each time; all at the end is `leaplm perplexity`'s work"""
-    checkpoint_every: Count = 200
-    keep_checkpoints: Count = 1
-    """older ones are removed"""
-
-
-@dataclass(config=STRICT)
-class RunConfig:
-    """A training run."""
-
-    seed: int = 0
-    """of initialisation, data order and noise"""
-    data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    trunk: TrunkConfig = field(default_factory=TrunkConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 def preset_names() -> list[str]:
@@ -248,8 +101,9 @@ def known_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
     """Every key by its dotted name."""
     keys = []
     for f in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(f.type):
-            keys += known_keys(cast(type, f.type), f"{prefix}{f.name}.")
+        inner = get_args(f.type)[0] if get_origin(f.type) is types.UnionType else f.type
+        if dataclasses.is_dataclass(inner):
+            keys += known_keys(cast(type, inner), f"{prefix}{f.name}.")
         else:
             keys.append(prefix + f.name)
     return keys

@@ -32,20 +32,25 @@ SHORT = 64
 
 
 class SliceLoss(nn.Module):
-    """Model and objective behind one forward, which is what DDP wraps."""
+    """Model and objective behind one forward, which is what DDP wraps. teacher: moving average of the model's weights,
+    no part of what is trained or averaged. window: positions that attend to each other; default the batch's length."""
 
-    def __init__(self, model: nn.Module, objective: Objective, precision: str) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, precision: str, window: int | None = None) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.window = model, objective, window
         self.dtype = torch.bfloat16 if precision == "bfloat16" else None
+        self._teacher: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule
+
+    def teach(self, teacher: nn.Module) -> None:
+        self._teacher = (teacher,)
 
     def forward(self, batch: Any, rng: Rng, step: int) -> Loss:
         fast = self.training and self.dtype is not None  # what is reported is scored in fp32
-        kind = batch.tokens.device.type
-        plain = fast and kind == "cpu" and batch.length <= SHORT
+        kind = rng.device.type
+        plain = fast and kind == "cpu" and (self.window or batch.length) <= SHORT
         attention = sdpa_kernel([SDPBackend.MATH]) if plain else contextlib.nullcontext()
         with torch.autocast(kind, self.dtype, enabled=fast), attention:
-            return self.objective(self.model, batch, rng=rng, step=step)
+            return self.objective(self.model, batch, teacher=next(iter(self._teacher), None), rng=rng, step=step)
 
 
 def train(
@@ -65,9 +70,13 @@ def train(
             f"training.batch_size {plan.batch_size} does not divide into {accelerator.num_processes} processes × {plan.accumulation} micro-batches"
         )
     task = build(config, accelerator)
+    if (plan.batch_size // slices) % task.objective.group_size:
+        raise ValueError(
+            f"training.batch_size {plan.batch_size} in {slices} slices does not hold whole groups of {task.objective.group_size}"
+        )
     known = folder.provenance()
     precision = known.get("precision") or resolve_precision(plan.precision, device)
-    module = SliceLoss(task.model, task.objective, precision).to(device)
+    module = SliceLoss(task.model, task.objective, precision, task.window).to(device)
     if device.type == "cpu":
         threads = plan.threads or known.get("threads") or _time_threads(module, task, plan.batch_size // slices)
         torch.set_num_threads(threads)
@@ -78,7 +87,11 @@ def train(
 
     optimizer = _optimizer(module, config)
     average = AveragedModel(task.trainable, multi_avg_fn=_moving_average(plan.ema)) if plan.ema else None
-    start = _resume(folder, task, optimizer, average, device)
+    teacher = _teacher(task)
+    if teacher:
+        module.teach(teacher.module)
+    averages = {name: kept for name, kept in (("average", average), ("teacher", teacher)) if kept}
+    start = _resume(folder, task, optimizer, averages)
     if main:
         folder.forget_after(start)
     prepared, optimizer = accelerator.prepare(module, optimizer)
@@ -86,7 +99,7 @@ def train(
     def checkpoint(step: int) -> None:
         if main:
             state = {"step": step, "trainable": task.trainable.state_dict(), "objective": task.objective.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "average": average.state_dict() if average else None}
+            state |= {"optimizer": optimizer.state_dict(), **{n: kept.state_dict() for n, kept in averages.items()}}
             folder.save(
                 step, state, lambda path: task.save(path, _averaged_state(task, average)), plan.keep_checkpoints
             )
@@ -124,8 +137,8 @@ def train(
             group["lr"] = learning_rate(step, plan.steps, config.optimizer)
         optimizer.step()
         optimizer.zero_grad()
-        if average:
-            average.update_parameters(task.trainable)
+        for kept in averages.values():
+            kept.update_parameters(task.trainable)
         # ------------------------------------------------------------
         done = step + 1
         saves = done % plan.checkpoint_every == 0 or done == plan.steps
@@ -166,9 +179,10 @@ def evaluate(task: Task, module: SliceLoss, average: AveragedModel | None, devic
     with _swapped(task, average):
         for n, make in enumerate(task.validation):
             batch = make().to(device)
-            metrics.add(module(batch, Rng(0, torch.arange(batch.size), n), 0))
+            metrics.add(module(batch, Rng(0, torch.arange(batch.size, device=device), n), 0))
+        more = task.probe() if task.probe else {}
     module.train()
-    return metrics.means()
+    return metrics.means() | more
 
 
 class Metrics:
@@ -226,15 +240,24 @@ def _moving_average(decay: float):
     return update
 
 
-def _resume(folder: RunDir, task: Task, optimizer, average, device) -> int:
+def _teacher(task: Task) -> AveragedModel | None:
+    """The average that the objective asks for, at its own decay: it changes what is learned, the other what is kept."""
+    decay = task.objective.teacher_decay
+    if decay is None:
+        return None
+    teacher = AveragedModel(task.trainable, multi_avg_fn=_moving_average(decay))
+    return teacher.requires_grad_(False)
+
+
+def _resume(folder: RunDir, task: Task, optimizer, averages: dict[str, AveragedModel]) -> int:
     state = folder.load()
     if state is None:
         return 0
     task.trainable.load_state_dict(state["trainable"])
     task.objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
-    if average:
-        average.load_state_dict(state["average"])
+    for name, kept in averages.items():
+        kept.load_state_dict(state[name])
     return state["step"]
 
 

@@ -3,26 +3,34 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from flowmap.objectives.base import Objective
-from training.data.windows import Dataset
+
+
+class Batches(Protocol):
+    def batch(self, step: int, samples: Tensor) -> Any:
+        """These samples of global batch `step`: a pure function of both and of the run's seed."""
 
 
 @dataclass(frozen=True)
 class Task:
     """model: what the objective is given. trainable: the part of it that is optimised and averaged,
     found under `prefix` in the model's state. validation: a fixed list of batches' makers.
-    save(folder, state): write a from_pretrained folder with these weights. facts: for the record."""
+    save(folder, state): write a from_pretrained folder with these weights. facts: for the record. window: positions
+    that attend to each other, where all batches have one number of them. probe: more validation metrics, of the
+    weights as they stand."""
 
     model: nn.Module
     trainable: nn.Module
     prefix: str
     objective: Objective
-    train: Dataset
+    train: Batches
     train_seed: int
     validation: Sequence[Callable[[], Any]]
     save: Callable[[Path, dict[str, Tensor]], None]
     facts: dict[str, Any] = field(default_factory=dict)
+    window: int | None = None
+    probe: Callable[[], dict[str, float]] | None = None

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
+from flowmap.attention import differentiable
 from flowmap.rng import Rng
 
 
@@ -21,14 +23,55 @@ class Loss:
     metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StateBatch:
+    """A slice of clean states. x_0: (batch, *state); context: what the map's network takes, indexable by rows."""
+
+    x_0: Tensor
+    context: Any = None
+
+    @property
+    def size(self) -> int:
+        return len(self.x_0)
+
+    def to(self, device: torch.device) -> "StateBatch":
+        return StateBatch(self.x_0.to(device), None if self.context is None else self.context.to(device))
+
+
 class Objective(nn.Module):
     """A loss with whatever it learns on the way (a clock, a log-weight) as its own parameters.
 
     coupling says what a slice of a global batch must hold together: "sample" (nothing), "group"
-    (groups of fixed size never straddle a slice) or "batch" (the whole global batch).
+    (groups of `group_size` never straddle a slice) or "batch" (the whole global batch).
+    teacher_decay: of the moving average of the weights that `teacher` is; None: it needs no teacher.
     """
 
     coupling: ClassVar[Literal["sample", "group", "batch"]] = "sample"
+    group_size: int = 1
+    teacher_decay: float | None = None
 
     def forward(self, model: nn.Module, batch: Any, *, teacher: nn.Module | None = None, rng: Rng, step: int) -> Loss:
         raise NotImplementedError
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """(batch, *state) → (batch,), over elements, in fp32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square().flatten(1).mean(1)
+
+
+def derivative(
+    model: Any,
+    point: tuple[Tensor, Tensor, Tensor],
+    direction: tuple[Tensor | None, float, float],
+    context: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """(v, dv) of v(x_t, t, s) along (dx, dt, ds), in forward mode and at full precision. dx None: x held still.
+
+    Gradients flow through both where they are enabled.
+    """
+    x, t, s = point
+    dx, dt, ds = direction
+    tangents = (torch.zeros_like(x) if dx is None else dx, torch.full_like(t, dt), torch.full_like(s, ds))
+    with differentiable(), torch.autocast(x.device.type, enabled=False):
+        v, dv = torch.func.jvp(lambda *at: model.velocity(*at, context), point, tangents)  # type: ignore[misc]
+    return v, dv

@@ -1,13 +1,9 @@
 """One loop: the result depends on the configuration alone, not on ranks, micro-batches or interruptions."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,20 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtp import MTPForCausalLM
+from tests.training.harness import SMALL, assert_equal, launch, losses, state, write_preset
 from training.config import OptimizerConfig, load_preset, override
 from training.hardware import resolve_precision
 from training.loop import SliceLoss, train
 from training.mtp_task import build
 from training.run_dir import RunDir, model_folder
 from training.schedules import learning_rate
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = {
-    "training__threads": 1,
-    "training__precision": "float32",
-    "training__log_every": 2,
-    "training__evaluate_batches": 2,
-}
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +41,6 @@ def config(settings, **more):
 
 def weights(run):
     return MTPForCausalLM.from_pretrained(model_folder(run)).state_dict()
-
-
-def state(run):
-    return RunDir(run).load()
-
-
-def assert_equal(a, b, tolerance=0.0):
-    assert a.keys() == b.keys()
-    for key in a:
-        assert torch.allclose(a[key], b[key], atol=tolerance, rtol=0), key
 
 
 def test_a_run_leaves_what_it_promises(text, tmp_path):
@@ -138,37 +117,6 @@ def test_a_run_stopped_between_checkpoints_ends_bit_identical(text, tmp_path, mo
     assert_equal(state(tmp_path / "whole")["trainable"], state(tmp_path / "broken")["trainable"])
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
-
-
-def losses(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["split"], r["loss"]) for r in lines]
-
-
-def write_preset(path, settings):
-    nested = {"extends": "stdlib-trunk"}
-    for key, value in settings.items():
-        section, _, name = key.partition("__")
-        nested.setdefault(section, {})[name] = value
-    path.write_text(json.dumps(nested))
-    return str(path)
-
-
-def launch(arguments, processes=1, **options):
-    command = [sys.executable, "-m", "leaplm", "train", *arguments, "--quiet"]
-    if processes > 1:
-        command[1:2] = [
-            "-m",
-            "torch.distributed.run",
-            f"--nproc_per_node={processes}",
-            "--master_port=0",
-            "--standalone",
-            "-m",
-        ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

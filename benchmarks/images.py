@@ -1,0 +1,200 @@
+"""Every objective on one network at equal training time: few-step quality on images.
+
+    python -m benchmarks.images --costs                       seconds of a step of each, interleaved; an idle machine
+    python -m benchmarks.images --on digits --seeds 0 1 2     cells that are not there yet, then the tables
+
+A cell trains RUNS/ON/NAME-SEED for the number of steps that its objective makes in --seconds of one core (from the
+costs), draws as many images as the training split has (5,000 at most) with averaged weights, and scores them against
+the test split. Flow matching is sampled by Euler's method, or DDIM on the cosine path; all others by pushforward.
+Cells lie in benchmarks/results/images/.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from benchmarks.cells import cell
+from eval.images.drawing import draw_images, load_image_run
+from eval.images.scorer import ImageScorer
+from eval.records import record, seeds_mean, write_records
+from eval.speed.timing import interleaved
+from flowmap.rng import Rng
+from imm.data import load_images
+from training.config import PRESETS, RunConfig, load_preset, override, to_dict
+from training.image_task import build
+from training.loop import SliceLoss, train
+from training.tasks import build as build_task
+
+RESULTS = Path(__file__).parent / "results" / "images"
+SMOOTH = {"image__time_scale": 4.0}
+"""Objectives that differentiate in time: the embedding is smooth in it."""
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "flow-matching": {},
+    "imm": {"image__options": {"k": 12, "group_size": 4}},
+    "lagrangian": {**SMOOTH},
+    "terminal-velocity": {**SMOOTH},
+    "progressive": {**SMOOTH},
+    "shortcut": {},
+    "improved-mean-flow": {**SMOOTH},
+    "mean-flow": {**SMOOTH},
+    "eulerian": {**SMOOTH},
+    "alpha-flow": {**SMOOTH},
+    "trajectory": {**SMOOTH},
+    "consistency": {},
+    "continuous-consistency": {**SMOOTH},
+    "energy": {},
+    "drifting": {},
+}
+"""Tuned on seed 0 of digits; RESULTS.md lists the trials."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {"image__objective": name, **more} for name, more in OBJECTIVES.items()},
+    "imm, s zeroed": {"image__objective": "imm", **OBJECTIVES["imm"], "image__use_s": False},
+    "lagrangian, s zeroed": {"image__objective": "lagrangian", **SMOOTH, "image__use_s": False},
+    "flow-matching, cosine": {"image__objective": "flow-matching", "image__path": "cosine"},
+}
+STEPS = (1, 2, 4, 8, 16, 50)
+SCORED_IN_FULL = (1, 4, 50)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--on", nargs="+", default=["digits"], choices=["digits", "mnist", "fashion-mnist", "cifar10"])
+    parser.add_argument("--objectives", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=240.0, help="of training on one core, for each cell")
+    parser.add_argument("--runs", type=Path, default=Path("runs/images"))
+    parser.add_argument("--costs", action="store_true", help="measure the cost of a step of each objective instead")
+    args = parser.parse_args()
+    command = ["python", "-m", "benchmarks.images", *sys.argv[1:]]
+    for on in args.on:
+        if args.costs:
+            measure_costs(on, command)
+            continue
+        costs = read_costs(on)
+        found = []
+        for name, seed in product(args.objectives, args.seeds):
+            found += image_cell(on, name, seed, round(args.seconds / costs[name]), args.runs, command)
+            print(f"{on} {name} seed {seed}", flush=True)
+        print_table(on, found)
+
+
+def config_of(on: str, name: str, seed: int, steps: int = 1) -> RunConfig:
+    config = override(load_preset(str(PRESETS / f"_{on}.yaml")), **VARIANTS[name])
+    return override(config, seed=seed, training__steps=steps)
+
+
+def image_cell(on: str, name: str, seed: int, steps: int, runs: Path, command: list[str]) -> list[dict[str, Any]]:
+    config = config_of(on, name, seed, steps)
+    short = name.replace(", ", "-").replace(" ", "-")
+
+    def measure() -> list[dict[str, Any]]:
+        folder = runs / on / f"{short}-{seed}"
+        train(config, folder, build_task)
+        run, images = load_image_run(str(folder)), load_images(on, config.data.root)
+        scorer, num = ImageScorer(images), min(len(images.train), 5000)
+        records = [{**r, "beside": name} for r in scorer.floors(num)]
+        for sampler, count in product(samplers(name), STEPS):
+            drawn = draw_images(run.model, num, count, sampler, seed)
+            contract = {
+                "steps": count, "nfe": drawn.nfe, "sampler": sampler, "dtype": "float32", "ema": config.training.ema,
+            }  # fmt: skip
+            more: dict[str, Any] = {
+                "contract": contract,
+                "train_seed": seed,
+                "sample_seed": seed,
+                "trained_steps": steps,
+            }
+            if count in SCORED_IN_FULL:
+                records += scorer.score(drawn.pixels, name, **more)
+            else:
+                value = scorer.fid(drawn.pixels)
+                records.append(
+                    record("classifier_fid", value, on=on, subject=name, kind="estimate", n=num, split="test", **more)
+                )
+        return records
+
+    data = load_images(on, config.data.root).fingerprint
+    inputs = {"config": to_dict(config), "data": data, "steps": list(STEPS), "samplers": samplers(name)}
+    return cell(RESULTS / f"{on}-{short}-{seed}.json", inputs, command, measure)
+
+
+def samplers(name: str) -> list[str]:
+    if name.startswith("flow-matching"):
+        return ["ddim" if "cosine" in name else "euler"]
+    return ["pushforward", "restart"] if "s zeroed" in name else ["pushforward"]
+
+
+def measure_costs(on: str, command: list[str]) -> None:
+    """Seconds of one training step, optimizer and averages left out as they are the same for all."""
+    torch.set_num_threads(1)
+    steps = {name: one_step(config_of(on, name, 0)) for name in VARIANTS}
+    seconds = interleaved(steps, 15, f"{on}, training step")
+    records = [
+        record(
+            "latency", float(sorted(times)[len(times) // 2]), on=on, subject=name, kind="estimate", n=len(times),
+            unit="s, one training step on one core",
+        )
+        for name, times in seconds.items()
+    ]  # fmt: skip
+    write_records(RESULTS / f"{on}-costs.json", command, records)
+    for r in records:
+        print(f"{r['subject']}: {r['value'] * 1e3:.1f} ms")
+
+
+def one_step(config: RunConfig) -> Callable[[], object]:
+    task = build(config, Accelerator(cpu=True))
+    precision = "bfloat16" if config.training.precision == "auto" else config.training.precision
+    module = SliceLoss(task.model, task.objective, precision, task.window)
+    samples = torch.arange(config.training.batch_size)
+    batch, rng = task.train.batch(0, samples), Rng(0, samples)
+
+    def run() -> None:
+        module(batch, rng, 1000).sum.backward()
+        module.zero_grad()
+
+    return run
+
+
+def read_costs(on: str) -> dict[str, float]:
+    file = RESULTS / f"{on}-costs.json"
+    if not file.exists():
+        raise SystemExit(f"{file} is missing: python -m benchmarks.images --on {on} --costs")
+    return {r["subject"]: r["value"] for r in json.loads(file.read_text())["results"]}
+
+
+def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:
+    """classifier-FID by steps, mean ± standard error over seeds; nearest-train distance at one step."""
+    floors = {r["subject"]: r["value"] for r in records if r["metric"] == "classifier_fid" and "beside" in r}
+    near = [r["value"] for r in records if r["metric"] == "nearest_train_distance" and r["subject"] == "test"]
+    print(f"\n{on}: FID of training images {floors['train']:.2f}, resampled {floors['train-resampled']:.2f}; ", end="")
+    print(f"test images lie {near[0]:.3f} from the nearest of train")
+    heads = [f"{count} steps" for count in STEPS]
+    print(f"| objective | sampler | training steps | {' | '.join(heads)} | nearest train, 1 step |")
+    print("|---" * (len(STEPS) + 4) + "|")
+    own = [r for r in records if "beside" not in r]
+    for name, sampler in dict.fromkeys((r["subject"], r["contract"]["sampler"]) for r in own):
+        rows = [r for r in own if (r["subject"], r["contract"]["sampler"]) == (name, sampler)]
+
+        def value(metric: str, steps: int, digits: int, rows: list[dict[str, Any]] = rows) -> str:
+            found = [r for r in rows if r["metric"] == metric and r["contract"]["steps"] == steps]
+            if not found:
+                return "–"
+            mean = seeds_mean(found)
+            error = f" ± {mean['stderr']:.{digits}f}" if mean.get("stderr_over") == "seeds" else ""
+            return f"{mean['value']:.{digits}f}{error}"
+
+        cells = [value("classifier_fid", count, 1 if on != "digits" else 2) for count in STEPS]
+        print(
+            f"| {name} | {sampler} | {rows[0]['trained_steps']} | {' | '.join(cells)} | {value('nearest_train_distance', 1, 3)} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The one place that knows attention backends: a name → a function of queries, keys and values.
+
+`sdpa` (default), `flex_attention`, `flash_attention_2`, `flash_attention_4` are transformers' registry;
+`eager` and `sdpa_math` are plain products, which forward-mode derivatives (JVP) pass through. What a
+machine has not got falls back to `sdpa`, with a warning, once.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""q: (batch, heads, n, size), k, v: (batch, heads, m, size), mask: bool, True = look, broadcastable to
+(batch, heads, n, m), or None → (batch, heads, n, size)."""
+
+NAMES = ("sdpa", "sdpa_math", "eager", "flex_attention", "flash_attention_2", "flash_attention_4")
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def sdpa_math(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """torch's own written-out kernel: any derivative goes through it."""
+    with differentiable():
+        return sdpa(q, k, v, mask)
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(qkᵀ/√size) v, the softmax in fp32 or better."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def differentiable():
+    """Inside, `sdpa` is written out, so that torch.func.jvp goes through a network that was built with it."""
+    return sdpa_kernel([SDPBackend.MATH])
+
+
+def resolve(name: str) -> Attention:
+    """The backend of that name, or `sdpa` with a warning where it cannot run."""
+    if name not in NAMES:
+        raise ValueError(f"attention {name!r}: known are {', '.join(NAMES)}")
+    own: dict[str, Attention] = {"sdpa": sdpa, "sdpa_math": sdpa_math, "eager": eager}
+    if name in own:
+        return own[name]
+    if reason := _missing(name):
+        _warn_once(f"{name} {reason}: sdpa is used instead")
+        return sdpa
+    return _registered(name)
+
+
+def _missing(name: str) -> str | None:
+    if not torch.cuda.is_available():
+        return "needs a GPU"  # flex has a kernel for CPUs too, but with a mask it ends the process (torch 2.13)
+    from transformers.utils import import_utils
+
+    installed = getattr(import_utils, f"is_flash_attn_{name[-1]}_available", lambda: name == "flex_attention")
+    return None if installed() else "is not installed"
+
+
+def _registered(name: str) -> Attention:
+    """transformers calls a backend with the attention's module; this is the little of one that they read."""
+    from transformers import AttentionInterface
+
+    function = AttentionInterface().get_interface(name, sdpa)
+    module = nn.Module()
+    module.is_causal, module.num_key_value_groups = False, 1  # type: ignore[assignment]
+    module.config = SimpleNamespace(_attn_implementation=name)  # type: ignore[assignment]
+    flash = name.startswith("flash")
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if flash and mask is not None:
+            _warn_once(f"{name} takes no mask of this shape: sdpa is used instead")
+            return sdpa(q, k, v, mask)
+        if flash and q.dtype == torch.float32:
+            kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.bfloat16
+            return attend(q.to(kind), k.to(kind), v.to(kind), None).to(q.dtype)
+        bias = None
+        if mask is not None:  # the registry's flex adds a float mask
+            bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
+            bias = bias.expand(len(q), 1, q.shape[2], k.shape[2])
+        out, _ = function(module, q, k, v, bias, scaling=q.shape[-1] ** -0.5, is_causal=False)
+        return out.transpose(1, 2)
+
+    return attend
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

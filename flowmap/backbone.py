@@ -1,0 +1,236 @@
+"""One s-conditioned transformer over a set of state vectors: patches of an image, codes of tokens, a head's block.
+
+Every state vector attends to all (or as a mask says); what there is besides comes as `Context`. The times (t, s),
+one pair a sample or one a position, enter through two small embedders into adaLN-zero (2212.09748), so that a fresh
+network outputs 0. Shapes: B batch, N states, P prefix, W width.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowmap.attention import resolve
+
+Positions = Literal["learned", "rope", "learned-2d", "rope-2d", "none"]
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """state_size: of one state vector; output_size: default the same. max_positions: states at most, of the learned
+    kinds; grid: (rows, columns) of the 2-D kinds. time_scale: 1000 tells close times apart, 1 is smooth in t, which
+    objectives that differentiate in time need. embed: what the second embedder is given. use_s: False zeroes it (the
+    s-ablation). num_classes, vector_size, prefix_size: 0 for none; class num_classes is the label of "no label"."""
+
+    state_size: int
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    output_size: int | None = None
+    positions: Positions = "learned"
+    max_positions: int = 64
+    grid: tuple[int, int] = (1, 1)
+    qk_norm: bool = True
+    time_scale: float = 1000.0
+    embed: Literal["s", "t-s"] = "s"
+    use_s: bool = True
+    self_conditioning: bool = False
+    num_classes: int = 0
+    vector_size: int = 0
+    prefix_size: int = 0
+    attention: str = "sdpa"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a network may look at besides x_t. label: (B,) classes. vector: (B, vector_size) or one for every state,
+    (B, N, vector_size). prefix: (B, P, prefix_size), clean vectors that stand before the states."""
+
+    label: Tensor | None = None
+    vector: Tensor | None = None
+    prefix: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Context":
+        parts = (self.label, self.vector, self.prefix)
+        return Context(*(None if part is None else part.to(device) for part in parts))
+
+    def __getitem__(self, rows: Any) -> "Context":
+        parts = (self.label, self.vector, self.prefix)
+        return Context(*(None if part is None else part[rows] for part in parts))
+
+
+class Backbone(nn.Module):
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        if c.width % c.heads or (c.width // c.heads) % (4 if c.positions == "rope-2d" else 2):
+            raise ValueError(f"width {c.width} must divide into {c.heads} heads of an even size (of fours for rope-2d)")
+        self.read = nn.Linear(c.state_size, c.width)
+        self.read_self = nn.Linear(c.state_size, c.width, bias=False) if c.self_conditioning else None
+        self.read_prefix = nn.Linear(c.prefix_size, c.width) if c.prefix_size else None
+        self.label = nn.Embedding(c.num_classes + 1, c.width) if c.num_classes else None
+        self.vector = nn.Linear(c.vector_size, c.width) if c.vector_size else None
+        self.time, self.target = TimeEmbedding(c.width, c.time_scale), TimeEmbedding(c.width, c.time_scale)
+        self.learned = LearnedPositions(c) if c.positions.startswith("learned") else None
+        self.turn = Rotary(c) if c.positions.startswith("rope") else None
+        self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.depth))
+        self.norm = nn.LayerNorm(c.width, elementwise_affine=False)
+        self.modulate = nn.Linear(c.width, 2 * c.width)
+        self.write = nn.Linear(c.width, c.output_size or c.state_size)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for zero in (self.write, self.modulate, *(block.modulate for block in self.blocks)):
+            nn.init.zeros_(zero.weight)  # type: ignore[union-attr,arg-type]
+        nn.init.xavier_uniform_(self.read.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        context: Context | None = None,
+        *,
+        mask: Tensor | None = None,
+        cache: Any = None,
+        self_cond: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, N, state_size); t, s: (B,) or (B, N). mask: bool, True = look, broadcastable to
+        (B, heads, P+N, cached+P+N). cache: transformers' DynamicCache, or whatever has its `update` and
+        `get_seq_length`; its states stand before these. self_cond: an estimate of x_0, like x. → (B, N, output_size)."""
+        context = context or Context()
+        h = self.read(x)
+        if self_cond is not None:
+            h = h + _built(self.read_self, "self_conditioning")(self_cond)
+        past = cache.get_seq_length() if cache is not None else 0
+        if self.learned is not None:
+            h = h + self.learned(past, x.shape[1])
+        condition = self._condition(t, s, context)
+        num_prefix = 0
+        if context.prefix is not None:
+            num_prefix = context.prefix.shape[1]
+            h = torch.cat([_built(self.read_prefix, "prefix_size")(context.prefix), h], 1)
+            zero = t.new_zeros(len(x))  # a prefix is clean
+            clean = self._condition(zero, zero, Context(label=context.label))
+            condition = torch.cat([clean.expand(-1, num_prefix, -1), condition.expand(-1, x.shape[1], -1)], 1)
+        turn = self.turn(past, num_prefix, x.shape[1], x.device) if self.turn is not None else None
+        condition = nn.functional.silu(condition)
+        for block in self.blocks:
+            h = block(h, condition, mask, cache, turn)
+        shift, scale = self.modulate(condition).chunk(2, -1)
+        return self.write(self.norm(h) * (1 + scale) + shift)[:, num_prefix:]
+
+    def _condition(self, t: Tensor, s: Tensor, context: Context) -> Tensor:
+        """(B, 1 or N, W): times and what the context says to all states alike or to each."""
+        found = self.time(t)
+        if self.config.use_s:
+            found = found + self.target(s if self.config.embed == "s" else t - s)
+        if found.ndim == 2:
+            found = found[:, None]
+        if context.label is not None:
+            found = found + _built(self.label, "num_classes")(context.label)[:, None]
+        if context.vector is not None:
+            told = _built(self.vector, "vector_size")(context.vector)
+            found = found + (told if told.ndim == 3 else told[:, None])
+        return found
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the condition; the gates start at zero."""
+
+    def __init__(self, c: BackboneConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.attend = layer, c.heads, resolve(c.attention)
+        self.norm = nn.LayerNorm(c.width, elementwise_affine=False)
+        self.modulate = nn.Linear(c.width, 6 * c.width)
+        self.qkv, self.join = nn.Linear(c.width, 3 * c.width), nn.Linear(c.width, c.width)
+        size = c.width // c.heads
+        self.norm_q, self.norm_k = (nn.LayerNorm(size, bias=False) if c.qk_norm else nn.Identity() for _ in "qk")
+        hidden = int(c.mlp_ratio * c.width)
+        self.up, self.down = nn.Linear(c.width, hidden), nn.Linear(hidden, c.width)
+
+    def forward(self, h: Tensor, condition: Tensor, mask: Tensor | None, cache: Any, turn: Any) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(condition).chunk(6, -1)
+        q, k, v = self.qkv(self.norm(h) * (1 + scale_a) + shift_a).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = self.norm_q(q).transpose(1, 2), self.norm_k(k).transpose(1, 2), v.transpose(1, 2)
+        if turn is not None:
+            q, k = turn(q), turn(k)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast norms return fp32
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        h = h + gate_a * self.join(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        x = self.norm(h) * (1 + scale_m) + shift_m
+        return h + gate_m * self.down(nn.functional.gelu(self.up(x), approximate="tanh"))
+
+
+class TimeEmbedding(nn.Module):
+    """cos, sin of scale·t at 64 frequencies from 1 down to 1e-4, then two layers. t: any shape → (*t, W)."""
+
+    def __init__(self, width: int, scale: float, features: int = 128) -> None:
+        super().__init__()
+        exponents = torch.arange(features // 2) / (features // 2)
+        # saved, since from_pretrained builds a model without values and fills in what was saved
+        self.register_buffer("frequencies", scale * 10_000.0**-exponents)
+        self.first, self.second = nn.Linear(features, width), nn.Linear(width, width)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = t[..., None] * self.frequencies.to(t.dtype)  # type: ignore[operator]
+        features = torch.cat([angle.cos(), angle.sin()], -1).to(self.first.weight.dtype)
+        return self.second(nn.functional.silu(self.first(features)))
+
+
+class LearnedPositions(nn.Module):
+    """A vector a place; in two dimensions one a row and one a column, added."""
+
+    def __init__(self, c: BackboneConfig) -> None:
+        super().__init__()
+        self.grid = c.grid if c.positions == "learned-2d" else None
+        tables = self.grid or (c.max_positions,)
+        self.tables = nn.ModuleList(nn.Embedding(size, c.width) for size in tables)
+
+    def forward(self, first: int, count: int) -> Tensor:
+        if self.grid is None:
+            table = self.tables[0].weight
+        else:
+            rows, columns = (table.weight for table in self.tables)
+            table = (rows[:, None] + columns).flatten(0, 1)  # type: ignore[operator,index]
+        if first + count > len(table):  # type: ignore[arg-type]
+            raise ValueError(f"{first + count} states, but positions for {len(table)}")  # type: ignore[arg-type]
+        return table[first : first + count]  # type: ignore[index,return-value]
+
+
+class Rotary:
+    """RoPE (2104.09864): pairs of a head's coordinates turn by angles in proportion to the position; in two
+    dimensions the first half by the row, the second by the column. A prefix counts from 0 and the states go on after
+    it; beside a grid it does not turn."""
+
+    def __init__(self, c: BackboneConfig) -> None:
+        self.size, self.grid = c.width // c.heads, c.grid if c.positions == "rope-2d" else None
+
+    def __call__(self, past: int, num_prefix: int, count: int, device: torch.device):
+        if self.grid is None:
+            places = [torch.arange(past, past + num_prefix + count, device=device)]
+        else:
+            states = torch.arange(count, device=device)
+            zero = states.new_zeros(num_prefix)
+            places = [torch.cat([zero, part]) for part in (states // self.grid[1], states % self.grid[1])]
+        share = self.size // (2 * len(places))
+        rates = 10_000.0 ** -(torch.arange(share, device=device) / share)
+        angle = torch.cat([place[:, None] * rates for place in places], -1)  # (n, size/2)
+        cos, sin = angle.cos(), angle.sin()
+
+        def turn(x: Tensor) -> Tensor:
+            a, b = x.float().chunk(2, -1)
+            return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+        return turn
+
+
+def _built(part: nn.Module | None, option: str) -> nn.Module:
+    if part is None:
+        raise ValueError(f"this network was built without {option}")
+    return part

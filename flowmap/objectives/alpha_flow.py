@@ -1,0 +1,38 @@
+"""AlphaFlow (2510.20771): one family from trajectory matching (α = 1) over shortcuts to MeanFlow (α → 0).
+
+    Δ = α^{−½}·(u(x_t,t,s) − (α·ṽ + (1−α)·sg u(x_u,u,s))),   ṽ = ε−x,  u = t − α(t−s),  x_u = x_t − α(t−s)ṽ
+
+α falls from 1 to its floor by a sigmoid of the step, between `start` and `end`.
+"""
+
+import math
+
+import torch
+
+from flowmap.objectives.two_time import Noised, TwoTime
+from flowmap.times import LogitNormal, TimeLaw
+
+
+class AlphaFlow(TwoTime):
+    def __init__(
+        self,
+        diagonal: float = 0.25,
+        times: TimeLaw | None = None,
+        power: float = 0.0,
+        start: int = 0,
+        end: int = 3000,
+        lowest: float = 0.05,
+    ) -> None:
+        super().__init__(diagonal, times or LogitNormal(), power)
+        self.start, self.end, self.lowest = start, end, lowest
+
+    def alpha(self, step: int) -> float:
+        place = 12 * ((step - self.start) / max(1, self.end - self.start) - 0.5)
+        return max(self.lowest, 1 / (1 + math.exp(min(place, 60.0))))
+
+    def residual(self, model, teacher, x: Noised, step):
+        alpha = self.alpha(step)
+        u = x.t - alpha * (x.t - x.s)
+        with torch.no_grad():
+            ahead = teacher.velocity(x.x_t - alpha * x.span() * x.dx, u, x.s, x.context)
+        return (x.velocity(model) - (alpha * x.dx + (1 - alpha) * ahead)) * alpha**-0.5

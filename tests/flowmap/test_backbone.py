@@ -1,0 +1,166 @@
+import dataclasses
+import time
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from flowmap.attention import NAMES, differentiable, resolve
+from flowmap.backbone import Backbone, BackboneConfig, Context
+
+POSITIONS = ["learned", "rope", "learned-2d", "rope-2d", "none"]
+CONTEXT = Context(torch.tensor([1, 2, 4]), torch.randn(3, 6), torch.randn(3, 2, 7))
+
+
+def build(**more):
+    torch.manual_seed(0)
+    config = BackboneConfig(
+        state_size=5, width=32, depth=2, heads=2, grid=(2, 4), num_classes=4, vector_size=6, prefix_size=7,
+        self_conditioning=True, time_scale=3.0,
+    )  # fmt: skip
+    network = Backbone(dataclasses.replace(config, **more))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+X, T = torch.randn(3, 8, 5), torch.tensor([0.3, 0.6, 0.9])
+
+
+def test_a_fresh_network_says_nothing_yet():
+    assert not Backbone(BackboneConfig(state_size=5))(X, T, T / 2).any()
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_one_pair_of_times_a_sample_or_a_position(positions):
+    network = build(positions=positions)
+    whole = network(X, T, T / 2, CONTEXT)
+    each = network(X, T[:, None].expand(3, 8), (T / 2)[:, None].expand(3, 8), CONTEXT)
+    assert torch.allclose(whole, each, atol=1e-5)
+    other = network(X, T[:, None] * torch.linspace(0.5, 1, 8), (T / 2)[:, None].expand(3, 8), CONTEXT)
+    assert not torch.allclose(whole, other, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: dataclasses.replace(c, label=torch.tensor([0, 2, 4])),
+        lambda c: dataclasses.replace(c, vector=c.vector + 1),
+        lambda c: dataclasses.replace(c, prefix=c.prefix + 1),
+    ],
+    ids=["label", "vector", "prefix"],
+)
+def test_every_part_of_the_context_is_read(change):
+    network = build()
+    assert not torch.allclose(network(X, T, T / 2, CONTEXT)[0], network(X, T, T / 2, change(CONTEXT))[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("embed", ["s", "t-s"])
+def test_the_switch_that_zeroes_s(embed):
+    told, not_told = build(embed=embed), build(embed=embed, use_s=False)
+    assert not torch.allclose(told(X, T, T / 2), told(X, T, T / 4), atol=1e-3)
+    assert torch.equal(not_told(X, T, T / 2), not_told(X, T, T / 4))
+    assert sum(p.numel() for p in told.parameters()) == sum(p.numel() for p in not_told.parameters())
+
+
+def test_self_conditioning_is_an_input_and_optional():
+    network = build()
+    assert not torch.allclose(network(X, T, T / 2), network(X, T, T / 2, self_cond=X), atol=1e-3)
+    with pytest.raises(ValueError, match="without self_conditioning"):
+        build(self_conditioning=False)(X, T, T, self_cond=X)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_positions_are_told_apart_or_not(positions):
+    network, turned = build(positions=positions), torch.arange(8).flip(0)
+    same = torch.allclose(network(X[:, turned], T, T)[:, turned], network(X, T, T), atol=1e-4)
+    assert same == (positions == "none")
+
+
+def test_a_mask_hides_what_it_says():
+    network = build(prefix_size=0)
+    mask = torch.ones(8, 8, dtype=torch.bool).tril()
+    changed = X.clone()
+    changed[:, 5:] += 1
+    a, b = network(X, T, T, mask=mask), network(changed, T, T, mask=mask)
+    assert torch.allclose(a[:, :5], b[:, :5], atol=1e-5) and not torch.allclose(a[:, 5:], b[:, 5:], atol=1e-2)
+    assert not torch.allclose(network(X, T, T)[:, :5], network(changed, T, T)[:, :5], atol=1e-2)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_a_cache_stands_for_the_states_before(positions):
+    network = build(positions=positions)
+    mask = torch.ones(8, 8, dtype=torch.bool)
+    mask[:5, 5:] = False  # the first block does not look ahead
+    times = T[:, None].expand(3, 8)
+    whole = network(X, times, times, mask=mask)
+    cache = DynamicCache()
+    first = network(X[:, :5], T, T, cache=cache)
+    second = network(X[:, 5:], T, T, cache=cache)
+    assert torch.allclose(torch.cat([first, second], 1), whole, atol=1e-5)
+    assert cache.get_seq_length() == 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_backends_agree(name, masked):
+    """On a GPU all that are installed, in bf16 where they must; elsewhere those that are not here say so."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q, k, v = torch.randn(3, 2, 4, 64, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    mask = torch.ones(64, 64, dtype=torch.bool, device=device).tril().expand(2, 1, 64, 64) if masked else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        attend = resolve(name)
+        out = attend(q, k, v, mask)
+    tolerance = 2e-2 if name.startswith("flash") and attend is not resolve("sdpa") else 1e-5
+    assert torch.allclose(out, resolve("eager")(q, k, v, mask), atol=tolerance)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have it")
+def test_a_backend_that_is_not_here_falls_back_loudly():
+    from flowmap.attention import _warn_once
+
+    _warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="flash_attention_2 needs a GPU"):
+        assert resolve("flash_attention_2") is resolve("sdpa")
+    with pytest.raises(ValueError, match="known are sdpa"):
+        resolve("fast")
+
+
+@pytest.mark.parametrize("name", ["sdpa", "sdpa_math", "eager"])
+def test_derivatives_in_time_go_through(name):
+    network = build(attention=name).double()
+    x, t, s = X.double(), T.double(), T.double() / 2
+    with differentiable():
+        _, slope = torch.func.jvp(lambda at: network(x, t, at), (s,), (torch.ones_like(s),))
+    h = 1e-5
+    expected = (network(x, t, s + h) - network(x, t, s - h)) / (2 * h)
+    assert torch.allclose(slope, expected, atol=1e-6) and slope.abs().max() > 0.01
+
+
+def test_time_in_float64_is_not_rounded_on_the_way():
+    network = build().double()
+    x, t = X.double(), T.double()
+    assert not torch.equal(network(x, t, t), network(x, t, t + 1e-10))
+
+
+@pytest.mark.slow
+def test_a_step_costs_what_an_encoder_of_torch_does():
+    """Median of interleaved ratios; room for noise beyond the 15% that RESULTS.md reports."""
+    width, depth, heads, batch, count = 256, 4, 4, 32, 64
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True),
+        depth, enable_nested_tensor=False,
+    )  # fmt: skip
+    network = Backbone(BackboneConfig(state_size=width, width=width, depth=depth, heads=heads))
+    x, t = torch.randn(batch, count, width), torch.rand(batch)
+    seconds = {"ours": [], "torch": []}
+    for _ in range(6):
+        for name, run in (("ours", lambda: network(x, t, t)), ("torch", lambda: encoder(x))):
+            start = time.perf_counter()
+            run().sum().backward()
+            seconds[name].append(time.perf_counter() - start)
+    ratios = [a / b for a, b in zip(seconds["ours"][1:], seconds["torch"][1:], strict=True)]
+    assert sorted(ratios)[2] < 1.5

@@ -1,0 +1,247 @@
+import copy
+
+import pytest
+import torch
+
+from flowmap.objectives import (
+    OBJECTIVES,
+    AlphaFlow,
+    Consistency,
+    ContinuousConsistency,
+    Drifting,
+    EnergyScore,
+    Eulerian,
+    FlowMatching,
+    ImprovedMeanFlow,
+    InductiveMomentMatching,
+    Lagrangian,
+    MeanFlow,
+    Progressive,
+    Shortcut,
+    StateBatch,
+    TerminalVelocity,
+    Trajectory,
+)
+from flowmap.objectives.base import derivative
+from flowmap.objectives.two_time import Noised
+from flowmap.rng import Rng
+from flowmap.times import Uniform
+from tests.flowmap.oracles import GaussianMap, Mixture, gaussian
+
+BATCH, ROUNDS = 2048, 16
+
+
+def gradients(objective, model, step=10**6, rounds=ROUNDS):
+    """(rounds, 4): the mean gradient of independent batches with respect to the map's perturbation."""
+    found = []
+    for n in range(rounds):
+        rng = Rng(1, torch.arange(BATCH), n)
+        loss = objective(model, StateBatch(gaussian(BATCH, n)), rng=rng, step=step)
+        (gradient,) = torch.autograd.grad(loss.sum / loss.count, model.theta)
+        found.append(gradient)
+    return torch.stack(found)
+
+
+def deviations(found):
+    """Each component's mean over its standard error."""
+    return found.mean(0) / (found.std(0) / len(found) ** 0.5).clamp_min(1e-12)
+
+
+STATIONARY = {
+    "flow-matching": FlowMatching(),
+    "lagrangian": Lagrangian(diagonal=0.5),
+    "eulerian": Eulerian(diagonal=0.5),
+    "progressive": Progressive(diagonal=0.5),
+    "progressive at a half": Progressive(diagonal=0.0, gamma=0.5),
+    "shortcut": Shortcut(diagonal=0.5, clip=100.0),
+    "terminal-velocity": TerminalVelocity(diagonal=0.5),
+    "mean-flow": MeanFlow(power=0.0),
+    "improved-mean-flow": ImprovedMeanFlow(power=0.0),
+    "imm, paired U": InductiveMomentMatching(statistic="paired-u", k=6, t_max=0.95, weighted=False),
+    "sCM, not normalised": ContinuousConsistency(Uniform(0.1, 0.95), normalise=None),
+    "lagrangian, learned weight": Lagrangian(diagonal=0.5, learned_weight=True),
+}
+
+
+@pytest.mark.parametrize("name", STATIONARY)
+def test_the_exact_map_is_a_stationary_point_and_its_neighbour_is_not(name):
+    objective = STATIONARY[name].double()
+    at_truth = deviations(gradients(objective, GaussianMap()))
+    assert at_truth.abs().max() < 4.5, at_truth
+    beside = deviations(gradients(objective, GaussianMap((0.5, -0.3, 0.5, -0.3)), rounds=8))
+    assert beside.abs().max() > 6, beside
+
+
+def size_at_truth(objective, step=10**6):
+    return gradients(objective, GaussianMap(), step).mean(0).norm()
+
+
+@pytest.mark.parametrize(
+    "biased, nearly",
+    [
+        (AlphaFlow(0.0, Uniform(), lowest=0.8), AlphaFlow(0.0, Uniform(), lowest=0.02)),
+        (Consistency(Uniform(0.1, 0.95), stages=4, huber=10.0), Consistency(Uniform(0.1, 0.95), stages=8, huber=10.0)),
+        (
+            InductiveMomentMatching(group_size=2, statistic="v", k=6, t_max=0.95, weighted=False),
+            InductiveMomentMatching(group_size=64, statistic="v", k=6, t_max=0.95, weighted=False),
+        ),
+    ],
+    ids=["AlphaFlow, α → 0", "ECT, r → t", "IMM's V-statistic, M → ∞"],
+)
+def test_those_that_vanish_only_in_a_limit_do_so(biased, nearly):
+    assert size_at_truth(nearly) < 0.35 * size_at_truth(biased)
+
+
+def test_the_full_cross_u_statistic_is_biased_where_the_paired_one_is_not():
+    objective = InductiveMomentMatching(statistic="u", k=6, t_max=0.95, weighted=False)
+    biased = gradients(objective, GaussianMap())
+    assert deviations(biased).abs().max() > 8
+
+
+def test_adaptive_weights_move_mean_flow_off_the_truth():
+    """A robust regression on a residual that still holds ε − x: off wherever the law of x_0 given x_t is skewed."""
+    skewed = Mixture(weights=(0.8, 0.2), means=(-0.5, 1.5), deviations=(0.2, 0.2))
+    x_0 = skewed.sample(BATCH * 4)
+
+    def gradient(power):
+        objective = MeanFlow(diagonal=1.0, times=Uniform(0.3, 0.9), power=power)
+        loss = objective(skewed, StateBatch(x_0), rng=Rng(0, torch.arange(len(x_0))), step=0)
+        return float(torch.autograd.grad(loss.sum / loss.count, skewed.offset)[0].abs())
+
+    assert gradient(0.0) < 0.05 and gradient(1.0) > 0.15
+
+
+MOVING = {  # the part of the residual that is differentiated
+    "lagrangian": lambda m, x: _terminal(m, x),
+    "terminal-velocity": lambda m, x: _terminal(m, x),
+    **{
+        name: lambda m, x: x.velocity(m)
+        for name in (
+            "flow-matching", "eulerian", "progressive", "shortcut", "mean-flow", "improved-mean-flow",
+            "continuous-consistency",
+        )
+    },
+}  # fmt: skip
+
+
+def _terminal(m, x):
+    v, dv = derivative(m, (x.x_t, x.t, x.s), (None, 0.0, 1.0))
+    return v - x.span() * dv
+
+
+def a_batch(count=64):
+    rng = Rng(0, torch.arange(count))
+    x_0, eps = gaussian(count), gaussian(count, 7, 0.0, 1.0)
+    t = 0.3 + 0.6 * rng.uniform("t", count, dtype=torch.float64)
+    s = t * rng.uniform("s", count, dtype=torch.float64)
+    t, s = (time.mul(64).round().div(64).clamp_min(1 / 64) for time in (t, s))
+    path = GaussianMap().path
+    return Noised(x_0, path.noise(x_0, eps, t), eps - x_0, t, s, None, rng.uniform("u", count, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_gradients_stop_exactly_where_the_method_says(name):
+    objective = OBJECTIVES[name]()
+    model = GaussianMap((0.3, -0.2, 0.3, -0.2))
+    x = a_batch()
+    delta = x.velocity(model) - x.dx if name == "flow-matching" else objective.residual(model, model, x, 0)
+    (got,) = torch.autograd.grad(delta.square().sum(), model.theta)
+    (expected,) = torch.autograd.grad((2 * delta.detach() * MOVING[name](model, x)).sum(), model.theta)
+    assert torch.allclose(got, expected, rtol=1e-6, atol=1e-9)
+    assert got.norm() > 0.01
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_gradient_reaches_a_teacher(name):
+    model, teacher = GaussianMap((0.3, -0.2, 0.3, -0.2)), GaussianMap((0.2, 0.1, 0.0, 0.1))
+    batch = StateBatch(gaussian(128))
+    loss = OBJECTIVES[name]().double()(model, batch, teacher=teacher, rng=Rng(0, torch.arange(128)), step=5)
+    loss.sum.backward()
+    assert teacher.theta.grad is None or not teacher.theta.grad.any()
+    assert model.theta.grad.norm() > 0 and torch.isfinite(loss.sum)
+
+
+def test_the_trajectory_objective_moves_the_first_jump_alone():
+    model, x = GaussianMap((0.3, -0.2, 0.3, -0.2)), a_batch()
+    fixed = copy.deepcopy(model)
+    delta = Trajectory().residual(model, fixed, x, 0)
+    (got,) = torch.autograd.grad(delta.square().sum(), model.theta)
+    zero = torch.zeros_like(x.s)
+    landed = model.jump(x.x_t, x.t, x.s)
+    through = torch.autograd.functional.jvp(
+        lambda at: fixed.jump(at, x.s, zero), landed.detach(), torch.ones_like(landed)
+    )[1]
+    (expected,) = torch.autograd.grad((2 * delta.detach() * through * landed).sum(), model.theta)
+    assert torch.allclose(got, expected, rtol=1e-6)
+
+
+def test_at_the_exact_map_a_trajectory_is_consistent_up_to_the_step_of_its_solver():
+    errors = [
+        Trajectory(pieces=n).residual(GaussianMap(), GaussianMap(), a_batch(), 0).detach().abs().max() for n in (4, 64)
+    ]
+    assert errors[1] < errors[0] / 100  # Euler's local error falls with the square of the step
+
+
+def test_slices_and_groups_change_nothing():
+    objective, model = InductiveMomentMatching(group_size=4, k=4), GaussianMap((0.3, -0.2, 0.3, -0.2))
+    x_0 = gaussian(32)
+    whole = objective(model, StateBatch(x_0), rng=Rng(3, torch.arange(32), 5), step=0)
+    halves = [
+        objective(model, StateBatch(x_0[part]), rng=Rng(3, torch.arange(32)[part], 5), step=0)
+        for part in (slice(0, 16), slice(16, 32))
+    ]
+    assert torch.allclose(whole.sum, halves[0].sum + halves[1].sum)
+    with pytest.raises(ValueError, match="whole groups of 4"):
+        objective(model, StateBatch(x_0[2:8]), rng=Rng(3, torch.arange(2, 8), 5), step=0)
+
+
+def test_inductive_times_are_ordered_and_step_back_in_eta():
+    objective = InductiveMomentMatching(k=5)
+    path = GaussianMap().path
+    t, r, s = objective.times(path, Rng(0, torch.arange(1000)), 1000)
+    assert (s <= r).all() and (r <= t).all() and (t <= 0.994).all()
+    free = (r > s) & (r < t - 2e-4)
+    gap = (path.ratio(t) - path.ratio(r))[free]
+    assert torch.allclose(gap, torch.full_like(gap, 0.994 / 0.006 / 2**5), rtol=1e-6)
+
+
+def test_the_weight_of_imm_is_the_published_one():
+    objective, path = InductiveMomentMatching(a=2, b=5), GaussianMap().path
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    lam = 2 * torch.log((1 - t) / t)
+    expected = 0.5 * torch.sigmoid(5 - lam) * 2 / (t * (1 - t)) * (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
+    assert torch.allclose(objective.weight(path, t), expected)
+
+
+def test_the_energy_score_is_least_at_the_law_of_the_data():
+    def score(tau):
+        total = 0.0
+        for n in range(20):
+            model = GaussianMap(tau=tau)
+            batch = StateBatch(gaussian(BATCH, n))
+            total += float(EnergyScore()(model, batch, rng=Rng(2, torch.arange(BATCH), n), step=0).sum.detach())
+        return total
+
+    assert score(0.4) < min(score(0.3), score(0.55))
+
+
+def test_drift_vanishes_between_samples_of_one_law_and_points_at_data_otherwise():
+    drifting = Drifting(group_size=512, temperatures=(0.2,), normalised=False)
+    y = gaussian(512, 1)[None]
+    same, away = gaussian(512, 2)[None], gaussian(512, 2)[None] - 0.5
+    assert drifting.field(same, y).square().mean() < 0.1 * drifting.field(away, y).square().mean()
+    assert (drifting.field(away, y) > 0).double().mean() > 0.95
+    scaled = Drifting(group_size=512, temperatures=(0.2,)).field(away, y)
+    assert scaled.square().mean() == pytest.approx(1)
+
+
+def test_alpha_falls_from_one_to_its_floor():
+    flow = AlphaFlow(end=1000, lowest=0.05)
+    assert flow.alpha(0) > 0.99 and flow.alpha(500) == pytest.approx(0.5) and flow.alpha(5000) == 0.05
+
+
+def test_shortcut_spans_are_dyadic_and_inside_the_interval():
+    t, s = Shortcut().pair(Rng(0, torch.arange(2000)), 2000, 0)
+    span = t - s
+    assert set(span.tolist()) == {2.0**-m for m in range(7)}
+    assert (s >= 0).all() and (t <= 1).all() and ((t / span) % 1 == 0).all()

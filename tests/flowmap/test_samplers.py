@@ -1,0 +1,121 @@
+import pytest
+import torch
+
+from flowmap.maps import FlowMap
+from flowmap.path import CosinePath
+from flowmap.rng import Rng
+from flowmap.samplers import (
+    Guided,
+    ddim,
+    ddpm,
+    euler,
+    heun,
+    jacobi,
+    picard,
+    pushforward,
+    restart,
+    uniform_times,
+)
+from tests.flowmap.oracles import GaussianMap, gaussian
+
+N = 50_000
+
+
+def noise(count=N, seed=9):
+    return gaussian(count, seed, 0.0, 1.0)
+
+
+def moments(x):
+    return float(x.mean()), float(x.std())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_pushforward_of_the_exact_map_is_exact_in_any_number_of_steps(steps):
+    oracle = GaussianMap()
+    out = pushforward(Guided(oracle), noise(1000), uniform_times(steps))
+    expected = oracle.jump(noise(1000), torch.ones(1000, dtype=torch.float64), torch.zeros(1000, dtype=torch.float64))
+    assert torch.allclose(out.x, expected) and out.nfe == out.rounds == steps
+
+
+@pytest.mark.parametrize("sampler, order, calls", [(euler, 1, 1), (heun, 2, 2)])
+def test_solvers_converge_at_their_order(sampler, order, calls):
+    oracle, x = GaussianMap(), noise(500)
+    exact = pushforward(Guided(oracle), x, uniform_times(1, 0.95, 0.05)).x
+    errors = []
+    for steps in (20, 40):
+        out = sampler(Guided(oracle), x, uniform_times(steps, 0.95, 0.05))
+        assert out.nfe == calls * steps
+        errors.append(float((out.x - exact).abs().max()))
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.15)
+
+
+def test_ddim_is_euler_on_the_linear_path():
+    oracle, x = GaussianMap(), noise(100)
+    times = uniform_times(6)
+    assert torch.allclose(ddim(Guided(oracle), x, times).x, euler(Guided(oracle), x, times).x)
+
+
+@pytest.mark.parametrize("sampler", [restart, ddpm])
+def test_stochastic_samplers_keep_the_law(sampler):
+    steps = 4 if sampler is restart else 200
+    out = sampler(Guided(GaussianMap()), noise(), uniform_times(steps), Rng(0, torch.arange(N)))
+    mean, deviation = moments(out.x)
+    assert mean == pytest.approx(0.7, abs=4 * 0.4 / N**0.5 + 0.005)
+    assert deviation == pytest.approx(0.4, rel=0.02)  # of 200 steps
+
+
+def test_ancestral_sampling_on_the_cosine_path():
+    class Posterior:
+        path = CosinePath()
+
+        def velocity(self, x, t, s, context=None):
+            t = t[:, None]
+            alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+            g = 0.7 + alpha * 0.16 / (alpha**2 * 0.16 + sigma**2) * (x - alpha * 0.7)
+            return self.path.secant(x, g, t[:, 0])
+
+    out = ddpm(Guided(Posterior()), noise(), uniform_times(200), Rng(0, torch.arange(N)))
+    assert moments(out.x)[0] == pytest.approx(0.7, abs=0.02) and moments(out.x)[1] == pytest.approx(0.4, rel=0.02)
+
+
+@pytest.mark.parametrize("guess", [True, False])
+def test_parallel_sweeps_end_at_the_serial_answer(guess):
+    model, x = GaussianMap((0.2, -0.3, 0.2, 0.1)), noise(50)
+    times = uniform_times(6)
+    serial = pushforward(Guided(model), x, times).x
+    out = jacobi(Guided(model), x, times, guess=guess)
+    assert torch.allclose(out.x, serial)
+    assert torch.allclose(picard(Guided(model), x, times, guess=guess).x, ddim(Guided(model), x, times).x)
+
+
+def test_a_first_guess_of_the_exact_map_needs_one_round():
+    oracle, x = GaussianMap(), noise(50)
+    out = jacobi(Guided(oracle), x, uniform_times(8), sweeps=0)
+    assert torch.allclose(out.x, pushforward(Guided(oracle), x, uniform_times(8)).x)
+    assert out.rounds == 1 and out.nfe == 8
+    early = jacobi(Guided(oracle), x, uniform_times(8), tolerance=1e-9)
+    assert early.rounds == 2
+
+
+class Labelled(torch.nn.Module):
+    def forward(self, x, t, s, context=None):
+        return x * 0 + context[:, None]
+
+
+def test_guidance_is_linear_in_the_condition_and_counts_both_calls():
+    model = FlowMap(Labelled(), parameterisation="euler-fm", data_scale=1.0)
+    with_label, without = torch.full((3,), 2.0), torch.full((3,), 0.5)
+    guided = Guided(model, with_label, without, guidance=3.0)
+    out = pushforward(guided, torch.zeros(3, 1), uniform_times(2))
+    assert torch.allclose(out.x, torch.full((3, 1), -(0.5 + 3 * 1.5))) and out.nfe == 4
+    with pytest.raises(ValueError, match="without its condition"):
+        Guided(model, with_label, guidance=2.0)
+
+
+def test_times_must_fall():
+    with pytest.raises(ValueError, match="must fall"):
+        pushforward(Guided(GaussianMap()), noise(3), torch.tensor([0.0, 1.0]))
+
+
+def test_half_precision_noise_is_stepped_in_full():
+    assert pushforward(Guided(GaussianMap()), noise(3).bfloat16(), uniform_times(2)).x.dtype == torch.float32

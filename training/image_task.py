@@ -1,0 +1,122 @@
+"""The image task: a set of images, the shared backbone over patches, any objective on the two-time map."""
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from eval.images.distances import negative_distance, squared_mmd
+from flowmap.objectives import OBJECTIVES, Objective
+from flowmap.rng import Rng
+from flowmap.samplers import Guided, pushforward, uniform_times
+from flowmap.times import LogitNormal, Uniform
+from imm.batch import ImageBatches
+from imm.data import load_images
+from imm.model import ImageFlow, ImageFlowConfig
+from training.config import ImageConfig, RunConfig
+from training.task import Task
+
+PROBE_STEPS = (1, 4)
+PROBE_SAMPLES = 256
+
+
+def build(config: RunConfig, accelerator: Accelerator) -> Task:
+    """Everything the loop needs; the same on every rank."""
+    plan = config.image
+    assert plan is not None
+    with accelerator.main_process_first():
+        images = load_images(plan.name, config.data.root, plan.size)
+    objective = build_objective(plan)
+    no_label = images.num_classes
+    scaling = images.scaling
+    channels, height, width = images.shape
+    torch.manual_seed(config.seed)
+    model = ImageFlow(
+        ImageFlowConfig(  # type: ignore[call-arg]  # the base class takes more than its fields
+            channels=channels,
+            height=height,
+            width_pixels=width,
+            patch=plan.patch,
+            num_classes=images.num_classes if plan.conditional else 0,
+            shift=scaling.shift,
+            scale=scaling.scale,
+            path=plan.path,
+            parameterisation=plan.parameterisation,
+            t_max=getattr(objective, "t_max", 1.0),
+            backbone={
+                name: getattr(plan, name)
+                for name in ("width", "depth", "heads", "positions", "time_scale", "embed", "use_s", "attention")
+            },
+        )
+    )
+    size = config.training.batch_size
+    train = ImageBatches(
+        scaling.to_model(images.train),
+        images.train_labels,
+        size,
+        config.seed,
+        plan.flip,
+        plan.label_dropout if plan.conditional else None,
+        no_label,
+    )
+    test = scaling.to_model(images.test)
+    held = ImageBatches(test, images.test_labels, size, 0, drop=0.0 if plan.conditional else None)
+    count = min(config.training.evaluate_batches, max(1, len(test) // size))
+
+    def save(folder: Path, state: dict[str, Tensor]) -> None:
+        model.save_pretrained(folder, state_dict={f"map.{name}": value for name, value in state.items()})
+
+    return Task(
+        model=model.map,
+        trainable=model.map,
+        prefix="",
+        objective=objective,
+        train=train,
+        train_seed=config.seed,
+        validation=[partial(held.batch, n, torch.arange(size)) for n in range(count)],
+        save=save,
+        facts={
+            "images": images.name,
+            "fingerprint": images.fingerprint,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
+        window=(height // plan.patch) * (width // plan.patch),
+        probe=partial(_energy_distances, model, test[:PROBE_SAMPLES], torch.as_tensor(images.test_labels)),
+    )
+
+
+def build_objective(plan: ImageConfig) -> Objective:
+    """By name, with its options; `times` is a law's name."""
+    if plan.objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective {plan.objective!r}: known are {', '.join(OBJECTIVES)}")
+    kind = OBJECTIVES[plan.objective]
+    options: dict[str, Any] = dict(plan.options)
+    if "times" in options:
+        laws = {"uniform": Uniform, "logit-normal": LogitNormal}
+        if options["times"] not in laws:
+            raise ValueError(f"image.options times {options['times']!r}: known are {', '.join(laws)}")
+        options["times"] = laws[options["times"]]()
+    makers = [vars(k)["__init__"] for k in kind.__mro__ if "__init__" in vars(k)]
+    known = [p for maker in makers for p in inspect.signature(maker).parameters]
+    if unknown := sorted(set(options) - set(known)):
+        own = [p for p in dict.fromkeys(known) if p not in ("self", "args", "more", "kwargs")]
+        raise ValueError(f"objective {plan.objective} has no option {unknown[0]!r}; it has {', '.join(own)}")
+    return kind(**options)
+
+
+def _energy_distances(model: ImageFlow, test: Tensor, labels: Tensor) -> dict[str, float]:
+    """Of a few pushforward samples to held-out images, from the same noise every time: the progress that a loss does
+    not show."""
+    device = next(model.parameters()).device
+    label = labels[: len(test)].to(device)
+    found = {}
+    for steps in PROBE_STEPS:
+        x = model.map.path.draw_noise(Rng(0, torch.arange(len(test), device=device)), "probe", test.to(device))
+        out = pushforward(Guided(model.map, model.condition(label)), x, uniform_times(steps, model.config.t_max))
+        drawn = out.x.flatten(1).float().cpu()
+        found[f"energy_distance_{steps}"] = squared_mmd(negative_distance, drawn, test.flatten(1)).value
+    return found
