@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from imm.batch import ImageBatches
 from imm.data import Images, Scaling
-from training.data.corpus import cache_root
+from training.cache import cache_root
 
 VERSION = 1
 """Raised when the network or its training changes, so that an old file is not taken for a new one."""

@@ -39,37 +39,37 @@ class SixHands(nn.Module):
         self.codebook = OneHot(len(WORDS)).double()
         self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
         self.nu, self.floor = nu, floor
-        self.members = nn.functional.one_hot(TOKENS, len(WORDS)).double()  # (6, 2, V)
+        self.members = nn.functional.one_hot(TOKENS, len(WORDS)).double().flatten(1)  # (6, 2·V)
         self.mesh = torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** 2  # finest where it starts
         pattern = torch.Generator().manual_seed(0)
         self.pattern = torch.randn(3, 2, len(WORDS), dtype=torch.float64, generator=pattern)
 
     def posterior(self, y: Tensor, r: Tensor) -> Tensor:
-        """p(x^l | y = x_t/σ_t), r = α_t/σ_t: (batch, 2, V)."""
-        scores = torch.einsum("bnv,hnv->bh", expand(r, y) * y / self.nu**2, self.members)
-        return torch.einsum("bh,hnv->bnv", scores.softmax(-1), self.members)
+        """p(x^l | y = x_t/σ_t), r = α_t/σ_t: (batch, 2·V), as y."""
+        return (r[:, None] / self.nu**2 * (y @ self.members.T)).softmax(-1) @ self.members
 
     def probabilities(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """p_{t→s}(x) of the exact map."""
         r_t = (1 - t) / t
-        y = x / expand(t, x)
+        y = x.flatten(1) / t[:, None]
         if s is t:
-            return self.posterior(y, r_t)
+            return self.posterior(y, r_t).view_as(x)
         low = torch.minimum(s.clamp_min(self.floor), t)
         span = (1 - low) / low - r_t
-        mean = torch.zeros_like(x)
+        mean = torch.zeros_like(y)
         for begin, width in zip(self.mesh[:-1], self.mesh.diff(), strict=True):
             r, h = r_t + begin * span, width * span
+            step = h[:, None]
             a = self.posterior(y, r)
-            b = self.posterior(y + expand(h / 2, y) * a, r + h / 2)
-            c = self.posterior(y + expand(h / 2, y) * b, r + h / 2)
-            d = self.posterior(y + expand(h, y) * c, r + h)
-            slope = (a + 2 * b + 2 * c + d) / 6
-            mean, y = mean + width * slope, y + expand(h, y) * slope
-        if not bool((s < low).any()):
-            return mean
-        share = expand(s * (t - low) / (low * (t - s)).clamp_min(1e-300), mean)
-        return share * mean + (1 - share) * self.posterior(y, r_t + span)
+            b = self.posterior(y + step / 2 * a, r + h / 2)
+            c = self.posterior(y + step / 2 * b, r + h / 2)
+            d = self.posterior(y + step * c, r + h)
+            slope = (a + 2 * (b + c) + d) / 6
+            mean, y = mean + width * slope, y + step * slope
+        if bool((s < low).any()):
+            share = (s * (t - low) / (low * (t - s)).clamp_min(1e-300))[:, None]
+            mean = share * mean + (1 - share) * self.posterior(y, r_t + span)
+        return mean.view_as(x)
 
     def logits(self, x: Tensor, t: Tensor, s: Tensor, context=None) -> Tensor:
         z = (self.probabilities(x, t, s) + 1e-30).log()
@@ -91,7 +91,7 @@ def exact_flow(x: Tensor, t: float, s: float) -> Tensor:
     def rate(time, state):
         at = torch.from_numpy(state).reshape(x.shape)
         now = torch.full((len(at),), time, dtype=torch.float64)
-        return ((at - oracle.posterior(at / time, (1 - now) / now)) / time).flatten().numpy()
+        return ((at - oracle.probabilities(at, now, now)) / time).flatten().numpy()
 
     found = solve_ivp(rate, (t, s), x.flatten().numpy(), method="DOP853", rtol=1e-10, atol=1e-12)
     return torch.from_numpy(found.y[:, -1]).reshape(x.shape)

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from training.cache import cache_root
 from training.config import DataConfig, TokenizerConfig
 from training.data.known import KNOWN, local_paths, read_known
 from training.data.sources import (
@@ -39,10 +40,6 @@ class Corpus:
     tokenizer: Any
     stores: dict[str, TokenStore]
     facts: dict[str, Any]
-
-
-def cache_root() -> Path:
-    return Path(os.environ.get("LEAPLM_CACHE", "~/.cache/leaplm")).expanduser()
 
 
 def load_corpus(

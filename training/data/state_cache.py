@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mtp.batch import TokenBatch
-from training.data.corpus import cache_root
+from training.cache import cache_root
 from training.data.windows import TextWindows
 
 

@@ -1,0 +1,176 @@
+"""Few-step image objectives on one GPU: equal training time, one network, classifier-FID at 1 to 50 steps.
+
+    python -m benchmarks.gpu.images --prepare .gpu/cifar10.npz          once, where the set lies (LEAPLM_DATA)
+    python -m benchmarks.gpu.images --data .gpu/cifar10.npz --out images.json --objectives imm flow-matching
+
+Four objectives of 80 seconds end within 8 minutes, features and samples included. Imports torch, transformers,
+safetensors, numpy and the packages of this project that need no more.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.images.classifier import load_classifier
+from eval.images.grid import write_grid
+from eval.records import record, write_records
+from flowmap.backbone import Context
+from flowmap.objectives import OBJECTIVES
+from flowmap.rng import Rng
+from flowmap.samplers import Guided, euler, pushforward, uniform_times
+from imm.data import Images, load_images
+from imm.model import ImageFlow, ImageFlowConfig
+
+STEPS = (1, 2, 4, 8, 16, 50)
+SMOOTH = ("lagrangian", "terminal-velocity", "progressive", "improved-mean-flow", "mean-flow", "eulerian", "alpha-flow")
+NAMES = ("flow-matching", "imm", "lagrangian", "progressive")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepare", type=Path, help="write the set to this file and stop")
+    parser.add_argument("--name", default="cifar10")
+    parser.add_argument("--keep", type=int, default=14_000, help="--prepare: training images kept, so that it travels")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--objectives", nargs="+", default=NAMES, choices=list(OBJECTIVES))
+    parser.add_argument("--seconds", type=float, default=80.0, help="of training, for each objective")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--patch", type=int, default=2)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--depth", type=int, default=10)
+    parser.add_argument("--num", type=int, default=5000, help="samples to score")
+    args = parser.parse_args()
+    if args.prepare:
+        return prepare(args.prepare, args.name, args.keep)
+    if not args.data or not args.out:
+        parser.error("--data and --out are needed, or --prepare")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    images = read(args.data)
+    classifier = load_classifier(images)
+    real = classifier(images.test)[0].double()
+    records = []
+    for name in args.objectives:
+        model, steps = train(name, images, args, device)
+        for count in STEPS:
+            pixels, nfe = draw(name, model, count, args, device)
+            value = frechet(classifier(pixels)[0].double(), real)
+            contract = {"steps": count, "nfe": nfe, "dtype": "bfloat16", "ema": 0.999}
+            records.append(
+                record(
+                    "classifier_fid", value, on=images.name, subject=name, unit="FID", kind="estimate", n=len(pixels),
+                    contract=contract, train_seed=args.seed, trained_steps=steps, split="test",
+                    classifier=classifier.digest,
+                )
+            )  # fmt: skip
+            print(f"{name}: {count} steps, FID {value:.2f}, after {steps} training steps", flush=True)
+            write_records(args.out, ["python", "-m", "benchmarks.gpu.images", *sys.argv[1:]], records)
+            if count in (1, 4):
+                write_grid(args.out.with_name(f"{name}-{count}.png"), pixels[:100], 10, 2)
+
+
+def prepare(file: Path, name: str, keep: int) -> None:
+    images = load_images(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fields = {f: getattr(images, f) for f in ("train", "train_labels", "test", "test_labels")}
+    fields |= {"train": fields["train"][:keep], "train_labels": fields["train_labels"][:keep]}
+    fields |= {"test": fields["test"][:5000], "test_labels": fields["test_labels"][:5000]}
+    np.savez_compressed(file, name=name, **fields)
+    print(f"{file}: {file.stat().st_size / 2**20:.0f} MiB")
+
+
+def read(file: Path) -> Images:
+    found = np.load(file)
+    arrays = [found[f] for f in ("train", "train_labels", "test", "test_labels")]
+    name, classes = str(found["name"]), int(arrays[1].max()) + 1
+    return Images(*arrays, classes, name, f"{name}-{len(arrays[0])}")
+
+
+def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[ImageFlow, int]:
+    """For the given time; returns the averaged weights and how many steps there were."""
+    objective = OBJECTIVES[name]().to(device)
+    channels, height, width = images.shape
+    torch.manual_seed(args.seed)
+    config = ImageFlowConfig(  # type: ignore[call-arg]
+        channels=channels, height=height, width_pixels=width, patch=args.patch, num_classes=images.num_classes,
+        shift=images.scaling.shift, scale=images.scaling.scale, t_max=getattr(objective, "t_max", 1.0),
+        backbone={
+            "width": args.width, "depth": args.depth, "heads": args.width // 64 or 1,
+            "time_scale": 4.0 if name in SMOOTH else 1000.0,
+        },
+    )  # fmt: skip
+    model = ImageFlow(config).to(device)
+    average = copy.deepcopy(model).requires_grad_(False)
+    teacher = copy.deepcopy(model).requires_grad_(False) if objective.teacher_decay else None
+    optimizer = torch.optim.AdamW(
+        [*model.parameters(), *objective.parameters()], lr=4e-4, betas=(0.9, 0.95), fused=True
+    )
+    data = images.scaling.to_model(images.train).to(device)
+    labels = torch.as_tensor(images.train_labels, device=device)
+    samples = torch.arange(args.batch, device=device)
+    start, step = time.monotonic(), 0
+    while time.monotonic() - start < args.seconds:
+        rng = Rng(args.seed, samples, step)
+        rows = (rng.uniform("rows", args.batch) * len(data)).long()
+        told = torch.where(rng.uniform("drop", args.batch) < 0.1, images.num_classes, labels[rows])
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = objective(
+                model.map, Rows(data[rows], Context(label=told)), teacher=teacher and teacher.map, rng=rng, step=step
+            )
+        (loss.sum / loss.count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        follow(average, model, min(0.999, (1 + step) / (10 + step)))
+        if teacher is not None:
+            follow(teacher, model, min(objective.teacher_decay or 0.0, (1 + step) / (10 + step)))
+        if step % 20 == 0 and device.type == "cuda":
+            torch.cuda.synchronize()  # so that the clock sees work done, not work asked for
+    return average.eval(), step
+
+
+class Rows:
+    """A batch as objectives take it."""
+
+    def __init__(self, x_0: torch.Tensor, context: Context) -> None:
+        self.x_0, self.context, self.size = x_0, context, len(x_0)
+
+
+@torch.no_grad()
+def follow(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+@torch.no_grad()
+def draw(name: str, model: ImageFlow, steps: int, args: Any, device: torch.device) -> tuple[np.ndarray, int]:
+    parts, nfe = [], 0
+    sampler = euler if name == "flow-matching" else pushforward
+    for rows in torch.arange(args.num, device=device).split(1000):
+        x = model.map.path.draw_noise(
+            Rng(args.seed, rows), "sample", torch.zeros(len(rows), *model.shape, device=device)
+        )
+        guided = Guided(model.map, model.condition(rows % model.config.num_classes))
+        with torch.autocast(device.type, torch.bfloat16):
+            out = sampler(guided, x, uniform_times(steps, model.config.t_max).to(device))
+        parts.append(model.images(out.x))
+        nfe = out.nfe
+    return np.concatenate(parts), nfe
+
+
+def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
+    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^½), float64 (1706.08500)."""
+    root = torch.linalg.eigvals(a.T.cov() @ b.T.cov()).real.clamp_min(0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * root)
+
+
+if __name__ == "__main__":
+    main()
