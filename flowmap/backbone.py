@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flowmap.attention import resolve
+from flowmap.attention import Attention, resolve
 
 Positions = Literal["learned", "rope", "learned-2d", "rope-2d", "none"]
 
@@ -62,7 +62,9 @@ class Context:
 
 
 class Backbone(nn.Module):
-    def __init__(self, config: BackboneConfig) -> None:
+    """attention: the function itself, where the backend named in the config will not do."""
+
+    def __init__(self, config: BackboneConfig, attention: Attention | None = None) -> None:
         super().__init__()
         c = self.config = config
         if c.width % c.heads or (c.width // c.heads) % (4 if c.positions == "rope-2d" else 2):
@@ -75,7 +77,8 @@ class Backbone(nn.Module):
         self.time, self.target = TimeEmbedding(c.width, c.time_scale), TimeEmbedding(c.width, c.time_scale)
         self.learned = LearnedPositions(c) if c.positions.startswith("learned") else None
         self.turn = Rotary(c) if c.positions.startswith("rope") else None
-        self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.depth))
+        attend = attention or resolve(c.attention)
+        self.blocks = nn.ModuleList(Block(c, layer, attend) for layer in range(c.depth))
         self.norm = nn.LayerNorm(c.width, elementwise_affine=False)
         self.modulate = nn.Linear(c.width, 2 * c.width)
         self.write = nn.Linear(c.width, c.output_size or c.state_size)
@@ -142,9 +145,9 @@ class Backbone(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the condition; the gates start at zero."""
 
-    def __init__(self, c: BackboneConfig, layer: int) -> None:
+    def __init__(self, c: BackboneConfig, layer: int, attend: Attention) -> None:
         super().__init__()
-        self.layer, self.heads, self.attend = layer, c.heads, resolve(c.attention)
+        self.layer, self.heads, self.attend = layer, c.heads, attend
         self.norm = nn.LayerNorm(c.width, elementwise_affine=False)
         self.modulate = nn.Linear(c.width, 6 * c.width)
         self.qkv, self.join = nn.Linear(c.width, 3 * c.width), nn.Linear(c.width, c.width)

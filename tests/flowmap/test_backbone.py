@@ -140,6 +140,20 @@ def test_derivatives_in_time_go_through(name):
     assert torch.allclose(slope, expected, atol=1e-6) and slope.abs().max() > 0.01
 
 
+def test_attention_is_a_function_passed_in():
+    calls = []
+
+    def attend(q, k, v, mask):
+        calls.append(q.shape)
+        return resolve("eager")(q, k, v, mask)
+
+    config = build().config
+    torch.manual_seed(0)
+    network = Backbone(config, attend)
+    network(X, T, T / 2, CONTEXT)
+    assert calls == [(3, 2, 10, 16)] * 2
+
+
 def test_time_in_float64_is_not_rounded_on_the_way():
     network = build().double()
     x, t = X.double(), T.double()
