@@ -129,7 +129,7 @@ def records(row: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any
             metric,
             row[metric],
             stderr=row[f"{metric}_error"],
-            stderr_over="repeats",
+            stderr_over="monte-carlo",
             n=args.repeats,
             on=f"discrete-draws-{row['f']}-v{row['V']}-l{row['L']}",
             subject=row["name"],

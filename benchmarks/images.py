@@ -4,7 +4,7 @@
     python -m benchmarks.images --on digits --seeds 0 1 2     cells that are not there yet, then the tables
 
 A cell trains RUNS/ON/NAME-SEED for the number of steps that its objective makes in --seconds of one core (from the
-costs), draws as many images as the training split has (5,000 at most) with averaged weights, and scores them against
+costs), without classes, draws as many images as the training split has (5,000 at most) with averaged weights, and scores them against
 the test split. Flow matching is sampled by Euler's method, or DDIM on the cosine path; all others by pushforward.
 Cells lie in benchmarks/results/images/.
 """
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def config_of(on: str, name: str, seed: int, steps: int = 1) -> RunConfig:
-    config = override(load_preset(str(PRESETS / f"_{on}.yaml")), **VARIANTS[name])
+    config = override(load_preset(str(PRESETS / f"_{on}.yaml")), image__conditional=False, **VARIANTS[name])
     if name in PACED:
         option, share = PACED[name]
         config = override(config, image__options={option: max(1, round(share * steps))})
