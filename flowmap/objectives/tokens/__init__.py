@@ -1,0 +1,19 @@
+"""Objectives on token states: one method a file, on logits, all with the signature of `objectives.base.Objective`."""
+
+from flowmap.objectives.base import Objective
+from flowmap.objectives.tokens.base import TokenObjective, TokenStates
+from flowmap.objectives.tokens.diagonal import CrossEntropy
+from flowmap.objectives.tokens.esd import EulerianKL
+from flowmap.objectives.tokens.kl_psd import ProgressiveKL
+from flowmap.objectives.tokens.lsd import LagrangianKL
+from flowmap.objectives.tokens.vlb import VariationalBound
+
+TOKEN_OBJECTIVES: dict[str, type[Objective]] = {
+    "cross-entropy": CrossEntropy,
+    "vlb": VariationalBound,
+    "kl-psd": ProgressiveKL,
+    "esd": EulerianKL,
+    "lsd": LagrangianKL,
+}
+
+__all__ = ["TOKEN_OBJECTIVES", "TokenObjective", "TokenStates", *(kind.__name__ for kind in TOKEN_OBJECTIVES.values())]

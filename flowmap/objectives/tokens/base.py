@@ -1,0 +1,132 @@
+"""What the objectives on logits share: part of the batch on the diagonal s = t, where the loss is cross-entropy, the
+rest drawn to a distribution q that equals the map's own at the exact two-time map.
+
+    L = Σ_l −log p(x^l | x_t, t, t)   on the diagonal,        w·Σ_l KL(sg q^l ‖ p^l_{t→s}(x_t))   off it
+
+p = softmax of the logits, g = Cᵀp; what §2 of math.md says of g holds of p, an average of p_{u→u} along the trajectory.
+w: 1, or sg(‖q − p‖² + c)^{−power} (2604.09784). Sums over the N tokens of a sample; the count is tokens, so that losses
+read in nats a token. Learned codes are moved by the diagonal alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowmap.codebook import in_full
+from flowmap.objectives.base import Loss, Objective
+from flowmap.path import LinearPath
+from flowmap.rng import Rng
+from flowmap.times import TimeLaw, Uniform, ordered_pair
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """A slice of token sequences; their states are the model's codes. tokens: (batch, N) int64; context: what the map's
+    network takes, indexable by rows."""
+
+    tokens: Tensor
+    context: Any = None
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device) -> "TokenStates":
+        return TokenStates(self.tokens.to(device), None if self.context is None else self.context.to(device))
+
+
+@dataclass(frozen=True)
+class NoisedTokens:
+    """Rows of a batch on their way: x_t = α_t c_x + σ_t ε, (rows, N, d). u: one more U[0, 1) a row, for what a method
+    draws besides."""
+
+    tokens: Tensor
+    x_t: Tensor
+    t: Tensor
+    s: Tensor
+    context: Any
+    u: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "NoisedTokens":
+        context = None if self.context is None else self.context[rows]
+        return NoisedTokens(self.tokens[rows], self.x_t[rows], self.t[rows], self.s[rows], context, self.u[rows])
+
+
+class TokenObjective(Objective):
+    """diagonal: share of the samples with s = t. times: law of t and s. power, floor: of the weight w. t_min: no
+    network is asked about a state nearer to the data than this; v and the prior logits have a pole at 0.
+    teacher_decay: of the averaged network that gives q; None: the model itself does."""
+
+    def __init__(
+        self,
+        diagonal: float = 0.5,
+        times: TimeLaw | None = None,
+        power: float = 0.0,
+        floor: float = 1e-6,
+        t_min: float = 1e-3,
+        teacher_decay: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < t_min < 1:
+            raise ValueError(f"t_min {t_min} must lie between 0 and 1: v and the prior logits have a pole at 0")
+        self.diagonal, self.times, self.power, self.floor = diagonal, times or Uniform(), power, floor
+        self.t_min, self.teacher_decay = t_min, teacher_decay
+
+    def pair(self, rng: Rng, count: int, step: int) -> tuple[Tensor, Tensor]:
+        """(t, s) off the diagonal."""
+        return ordered_pair(self.times, rng, count)
+
+    def target(self, teacher: Any, x: NoisedTokens, step: int) -> Tensor:
+        """q, (rows, N, V); called without gradients. teacher: the averaged network, or the model itself."""
+        raise NotImplementedError
+
+    def forward(self, model, batch: TokenStates, *, teacher=None, rng: Rng, step: int) -> Loss:
+        x, on_diagonal = self.noised(model, batch, rng, step)
+        total, metrics = torch.zeros((), device=x.t.device), {}
+        local, few = (torch.nonzero(mask)[:, 0] for mask in (on_diagonal, ~on_diagonal))
+        if len(local):
+            part = x[local]
+            error = cross_entropy(model.logits(part.x_t, part.t, part.t, part.context), part.tokens)
+            total = total + error.sum()
+            metrics["cross_entropy"] = (error.sum().detach(), num_tokens(part.tokens))
+        if len(few):
+            part = x[few]
+            error, weight = self.divergence(model, teacher or model, part, step)
+            total = total + (weight * error).sum()
+            metrics["few_step_kl"] = (error.sum().detach(), num_tokens(part.tokens))
+        return Loss(total, num_tokens(batch.tokens), metrics)
+
+    def noised(self, model: Any, batch: TokenStates, rng: Rng, step: int) -> tuple[NoisedTokens, Tensor]:
+        """The batch at its times, and which of its samples are on the diagonal."""
+        count = batch.size
+        x_0 = model.codebook.encode(batch.tokens)
+        on_diagonal = rng.uniform("diagonal", count) < self.diagonal
+        t, s = self.pair(rng, count, step)
+        t = torch.where(on_diagonal, self.times.draw(rng, "t", count), t).to(x_0).clamp_min(self.t_min)
+        on_diagonal = on_diagonal.to(t.device)
+        s = torch.where(on_diagonal, t, torch.minimum(s.to(t), t))
+        x_t = model.path.noise(x_0, model.path.draw_noise(rng, "eps", x_0), t)
+        return NoisedTokens(batch.tokens, x_t, t, s, batch.context, rng.uniform("u", count).to(t)), on_diagonal
+
+    def divergence(self, model: Any, teacher: Any, x: NoisedTokens, step: int) -> tuple[Tensor, Tensor]:
+        """(Σ_l KL(q^l ‖ p^l), w), (rows,) each."""
+        if not isinstance(model.path, LinearPath):
+            raise ValueError(f"{type(self).__name__} uses identities of the linear path, not of {model.path}")
+        x = NoisedTokens(x.tokens, x.x_t.detach(), x.t, x.s, x.context, x.u)
+        with torch.no_grad():
+            q = self.target(teacher, x, step)
+        log_p = in_full(model.logits(x.x_t, x.t, x.s, x.context)).log_softmax(-1)
+        error = -(q * log_p + torch.special.entr(q)).flatten(1).sum(1)
+        distance = (q - log_p.detach().exp()).square().flatten(1).sum(1)
+        return error, (distance + self.floor) ** -self.power
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Σ_l −log p(x^l), (rows,), in nats."""
+    return -in_full(logits).log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(1)
+
+
+def num_tokens(tokens: Tensor) -> Tensor:
+    return torch.tensor(float(tokens.numel()), device=tokens.device)
