@@ -123,7 +123,17 @@ def image_cell(on: str, name: str, seed: int, steps: int, runs: Path, command: l
             else:
                 value = scorer.fid(drawn.pixels)
                 records.append(
-                    record("classifier_fid", value, on=on, subject=name, kind="estimate", n=num, split="test", **more)
+                    record(
+                        "classifier_fid",
+                        value,
+                        on=on,
+                        subject=name,
+                        unit="FID",
+                        kind="estimate",
+                        n=num,
+                        split="test",
+                        **more,
+                    )
                 )
         return records
 

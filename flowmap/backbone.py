@@ -158,16 +158,17 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, condition: Tensor, mask: Tensor | None, cache: Any, turn: Any) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(condition).chunk(6, -1)
-        q, k, v = self.qkv(self.norm(h) * (1 + scale_a) + shift_a).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        x = torch.addcmul(shift_a, self.norm(h), 1 + scale_a)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k, v = self.norm_q(q).transpose(1, 2), self.norm_k(k).transpose(1, 2), v.transpose(1, 2)
         if turn is not None:
             q, k = turn(q), turn(k)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast norms return fp32
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        h = h + gate_a * self.join(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
-        x = self.norm(h) * (1 + scale_m) + shift_m
-        return h + gate_m * self.down(nn.functional.gelu(self.up(x), approximate="tanh"))
+        h = torch.addcmul(h, gate_a, self.join(self.attend(q, k, v, mask).transpose(1, 2).flatten(2)))
+        x = torch.addcmul(shift_m, self.norm(h), 1 + scale_m)
+        return torch.addcmul(h, gate_m, self.down(nn.functional.gelu(self.up(x), approximate="tanh")))
 
 
 class TimeEmbedding(nn.Module):

@@ -6,10 +6,10 @@ from imm.model import ImageFlow, ImageFlowConfig, PatchNetwork, null_labels
 
 def model(**more):
     torch.manual_seed(0)
-    fields = dict(
-        channels=2, height=4, width_pixels=8, patch=2, num_classes=3, shift=-0.2, scale=0.7,
-        backbone={"width": 16, "depth": 1, "heads": 2},
-    )  # fmt: skip
+    fields = {
+        "channels": 2, "height": 4, "width_pixels": 8, "patch": 2, "num_classes": 3, "shift": -0.2, "scale": 0.7,
+        "backbone": {"width": 16, "depth": 1, "heads": 2},
+    }  # fmt: skip
     made = ImageFlow(ImageFlowConfig(**{**fields, **more}))
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
