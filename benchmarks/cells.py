@@ -11,14 +11,21 @@ from training.provenance import provenance, write_json
 
 
 def cell(
-    file: Path, inputs: dict[str, Any], command: list[str], measure: Callable[[], list[dict[str, Any]]]
+    file: Path,
+    inputs: dict[str, Any],
+    command: list[str],
+    measure: Callable[[], list[dict[str, Any]]],
+    kept: bool = False,
 ) -> list[dict[str, Any]]:
-    """The records of a cell; `measure` runs only if the file is missing or was made from other inputs."""
+    """The records of a cell; `measure` runs only if the file is missing or was made from other inputs. kept: then
+    there are none, and nothing is measured."""
     digest = hashlib.sha256(json.dumps(_stated(inputs), sort_keys=True).encode()).hexdigest()
     if file.exists():
-        kept = json.loads(file.read_text())
-        if kept["inputs_sha256"] == digest:
-            return kept["results"]
+        held = json.loads(file.read_text())
+        if held["inputs_sha256"] == digest:
+            return held["results"]
+    if kept:
+        return []
     results = measure()
     file.parent.mkdir(parents=True, exist_ok=True)
     envelope = {

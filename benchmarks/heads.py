@@ -59,6 +59,7 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="another value in the head's config, such as head.anchor_fraction=1.0: a variant with cells of its own",
     )
+    parser.add_argument("--kept", action="store_true", help="the tables of the cells that are there; trains nothing")
     args = parser.parse_args()
     command = ["python", "-m", "benchmarks.heads", *sys.argv[1:]]
     found: list[dict[str, Any]] = []
@@ -71,13 +72,17 @@ def main() -> None:
         measure = text_cell if on in TEXTS else suite_cell
         for head in args.heads:
             for seed in args.seeds:
-                found += measure(on, head, seed, args.runs, command, variant)
-                print(f"{on} {head} seed {seed}", flush=True)
+                found += (made := measure(on, head, seed, args.runs, command, variant, args.kept))
+                if made:
+                    print(f"{on} {head} seed {seed}", flush=True)
     print_tables(found)
 
 
+law_of = cache(load_suite)
+
+
 def suite_cell(
-    suite: str, head: str, seed: int, runs: Path, command: list[str], variant: dict[str, Any]
+    suite: str, head: str, seed: int, runs: Path, command: list[str], variant: dict[str, Any], kept: bool
 ) -> list[dict[str, Any]]:
     """The head, and the same model's trunk one token a pass."""
     config = override(load_preset(suite), head__name=head, seed=seed, **variant)
@@ -86,13 +91,13 @@ def suite_cell(
     def measure() -> list[dict[str, Any]]:
         folder = runs / suite / name
         train(config, folder, build)
-        run, law = load_run(str(folder)), load_suite(suite)
+        run, law = load_run(str(folder)), law_of(suite)
         made = probe(run, law, num=NUM, seed=seed).records
         alone = probe(run, law, num=NUM, seed=seed, block=1).records
         return made + [{**r, "beside": head} for r in alone if r["subject"] == "trunk"]
 
-    inputs = {**to_dict(config), "law": load_suite(suite).fingerprint, "num": NUM}
-    return cell(RESULTS / f"{suite}-{name}.json", inputs, command, measure)
+    inputs = {**to_dict(config), "law": law_of(suite).fingerprint, "num": NUM}
+    return cell(RESULTS / f"{suite}-{name}.json", inputs, command, measure, kept)
 
 
 def cell_name(head: str, seed: int, variant: dict[str, Any]) -> str:
@@ -100,7 +105,7 @@ def cell_name(head: str, seed: int, variant: dict[str, Any]) -> str:
 
 
 def text_cell(
-    on: str, head: str, seed: int, runs: Path, command: list[str], variant: dict[str, Any]
+    on: str, head: str, seed: int, runs: Path, command: list[str], variant: dict[str, Any], kept: bool
 ) -> list[dict[str, Any]]:
     """Heads on the frozen trunk of that seed; likelihood of the whole validation split, and on source code
     whether continuations parse."""
@@ -125,7 +130,7 @@ def text_cell(
                 records += probe_open(run, suite, open_cases(run, suite), num=1000, seed=seed, block=block)
         return records
 
-    return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure)
+    return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
 
 
 def text_config(on: str, head: str, seed: int, trunk: Path) -> RunConfig:

@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=240.0, help="of training on one core, for each cell")
     parser.add_argument("--runs", type=Path, default=Path("runs/images"))
+    parser.add_argument("--kept", action="store_true", help="the table of the cells that are there; trains nothing")
     parser.add_argument("--costs", action="store_true", help="measure the cost of a step of each objective instead")
     args = parser.parse_args()
     command = ["python", "-m", "benchmarks.images", *sys.argv[1:]]
@@ -84,9 +85,12 @@ def main() -> None:
         costs = read_costs(on)
         found = []
         for name, seed in product(args.objectives, args.seeds):
-            found += image_cell(on, name, seed, round(args.seconds / costs[name]), args.runs, command)
-            print(f"{on} {name} seed {seed}", flush=True)
-        print_table(on, found)
+            steps = round(args.seconds / costs[name])
+            found += (made := image_cell(on, name, seed, steps, args.runs, command, args.kept))
+            if made:
+                print(f"{on} {name} seed {seed}", flush=True)
+        if found:
+            print_table(on, found)
 
 
 def config_of(on: str, name: str, seed: int, steps: int = 1) -> RunConfig:
@@ -97,7 +101,9 @@ def config_of(on: str, name: str, seed: int, steps: int = 1) -> RunConfig:
     return override(config, seed=seed, training__steps=steps)
 
 
-def image_cell(on: str, name: str, seed: int, steps: int, runs: Path, command: list[str]) -> list[dict[str, Any]]:
+def image_cell(
+    on: str, name: str, seed: int, steps: int, runs: Path, command: list[str], kept: bool = False
+) -> list[dict[str, Any]]:
     config = config_of(on, name, seed, steps)
     short = name.replace(", ", "-").replace(" ", "-")
 
@@ -139,7 +145,7 @@ def image_cell(on: str, name: str, seed: int, steps: int, runs: Path, command: l
 
     data = load_images(on, config.data.root).fingerprint
     inputs = {"config": to_dict(config), "data": data, "steps": list(STEPS), "samplers": samplers(name)}
-    return cell(RESULTS / f"{on}-{short}-{seed}.json", inputs, command, measure)
+    return cell(RESULTS / f"{on}-{short}-{seed}.json", inputs, command, measure, kept)
 
 
 def samplers(name: str) -> list[str]:
