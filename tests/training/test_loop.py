@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from flowmap.rng import Rng
 from mtp import MTPForCausalLM
 from tests.training.harness import SMALL, assert_equal, launch, losses, state, write_preset
 from training.config import OptimizerConfig, load_preset, override
@@ -187,11 +188,11 @@ def test_bf16_autocast_keeps_weights_and_likelihoods_in_fp32(text, tmp_path):
 def test_short_bf16_windows_on_cpus_leave_fused_attention_out(length, precision, fused):
     seen = []
 
-    def objective(model, batch, *, rng, step):
+    def objective(model, batch, *, teacher, rng, step):
         seen.append(torch.backends.cuda.flash_sdp_enabled())
 
     batch = SimpleNamespace(tokens=torch.zeros(1), length=length)
-    SliceLoss(torch.nn.Identity(), objective, precision)(batch, None, 0)
+    SliceLoss(torch.nn.Identity(), objective, precision)(batch, Rng(0), 0)
     assert seen == [fused] and torch.backends.cuda.flash_sdp_enabled()
 
 
