@@ -167,6 +167,9 @@ def train(
             before = time.perf_counter()
             checkpoint(done)
             clock += time.perf_counter() - before
+    # what holds the process group goes before it does: a worker thread that outlives it ends the process with an abort
+    accelerator.free_memory()
+    del prepared
     accelerator.end_training()
     return validation
 
