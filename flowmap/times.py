@@ -37,9 +37,3 @@ def ordered_pair(law: TimeLaw, rng: Rng, count: int) -> tuple[Tensor, Tensor]:
     """Two independent times, the later (noisier) first: (t, s)."""
     one, other = law.draw(rng, "t", count), law.draw(rng, "s", count)
     return torch.maximum(one, other), torch.minimum(one, other)
-
-
-def nested_pair(law: TimeLaw, rng: Rng, count: int) -> tuple[Tensor, Tensor]:
-    """t by its law, s ~ U(0, t)."""
-    t = law.draw(rng, "t", count)
-    return t, t * rng.uniform("s", count)

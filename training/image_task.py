@@ -30,11 +30,12 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     assert plan is not None
     with accelerator.main_process_first():
         images = load_images(plan.name, config.data.root, plan.size)
+    torch.manual_seed(config.seed)  # an objective may have weights of its own
     objective = build_objective(plan)
     no_label = images.num_classes
     scaling = images.scaling
     channels, height, width = images.shape
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # so that the network starts the same under every objective
     model = ImageFlow(
         ImageFlowConfig(  # type: ignore[call-arg]  # the base class takes more than its fields
             channels=channels,

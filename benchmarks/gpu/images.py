@@ -21,7 +21,7 @@ from eval.images.classifier import load_classifier
 from eval.images.grid import write_grid
 from eval.records import record, write_records
 from flowmap.backbone import Context
-from flowmap.objectives import OBJECTIVES
+from flowmap.objectives import OBJECTIVES, StateBatch
 from flowmap.rng import Rng
 from flowmap.samplers import Guided, euler, pushforward, uniform_times
 from imm.data import Images, load_images
@@ -123,7 +123,11 @@ def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[I
         told = torch.where(rng.uniform("drop", args.batch) < 0.1, images.num_classes, labels[rows])
         with torch.autocast(device.type, torch.bfloat16):
             loss = objective(
-                model.map, Rows(data[rows], Context(label=told)), teacher=teacher and teacher.map, rng=rng, step=step
+                model.map,
+                StateBatch(data[rows], Context(label=told)),
+                teacher=teacher and teacher.map,
+                rng=rng,
+                step=step,
             )
         (loss.sum / loss.count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -136,13 +140,6 @@ def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[I
         if step % 20 == 0 and device.type == "cuda":
             torch.cuda.synchronize()  # so that the clock sees work done, not work asked for
     return average.eval(), step
-
-
-class Rows:
-    """A batch as objectives take it."""
-
-    def __init__(self, x_0: torch.Tensor, context: Context) -> None:
-        self.x_0, self.context, self.size = x_0, context, len(x_0)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What every objective takes and gives, so that any method can stand in for any other."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -60,12 +61,13 @@ def mean_square(x: Tensor) -> Tensor:
 
 
 def derivative(
-    model: Any,
+    function: Callable[..., Tensor],
     point: tuple[Tensor, Tensor, Tensor],
     direction: tuple[Tensor | None, float, float],
     context: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """(v, dv) of v(x_t, t, s) along (dx, dt, ds), in forward mode and at full precision. dx None: x held still.
+    """(v, dv) of v(x_t, t, s), a map's velocity or logits, along (dx, dt, ds), in forward mode and at full precision.
+    dx None: x held still.
 
     Gradients flow through both where they are enabled.
     """
@@ -73,5 +75,5 @@ def derivative(
     dx, dt, ds = direction
     tangents = (torch.zeros_like(x) if dx is None else dx, torch.full_like(t, dt), torch.full_like(s, ds))
     with differentiable(), torch.autocast(x.device.type, enabled=False):
-        v, dv = torch.func.jvp(lambda *at: model.velocity(*at, context), point, tangents)  # type: ignore[misc]
+        v, dv = torch.func.jvp(lambda *at: function(*at, context), point, tangents)  # type: ignore[misc]
     return v, dv

@@ -29,7 +29,7 @@ class ContinuousConsistency(TwoTime):
         r = min(1.0, (step + 1) / max(1, self.warmup))
         v = x.velocity(model)
         with torch.no_grad():
-            _, dv_dt = derivative(model, (x.x_t, x.t, x.s), (x.dx, 1.0, 0.0), x.context)
+            _, dv_dt = derivative(model.velocity, (x.x_t, x.t, x.s), (x.dx, 1.0, 0.0), x.context)
             tangent = x.dx - v - r * x.span() * dv_dt
             if self.normalise is not None:
                 tangent = tangent / (expand(mean_square(tangent).sqrt().to(tangent), tangent) + self.normalise)

@@ -13,5 +13,5 @@ class Eulerian(TwoTime):
     def residual(self, model, teacher, x: Noised, step):
         with torch.no_grad():
             local = teacher.velocity(x.x_t, x.t, x.t, x.context)
-            _, dv_dt = derivative(teacher, (x.x_t, x.t, x.s), (local, 1.0, 0.0), x.context)
+            _, dv_dt = derivative(teacher.velocity, (x.x_t, x.t, x.s), (local, 1.0, 0.0), x.context)
         return x.velocity(model) - (local - x.span() * dv_dt)

@@ -14,5 +14,5 @@ class ImprovedMeanFlow(MeanFlow):
     def residual(self, model, teacher, x: Noised, step):
         with torch.no_grad():
             local = teacher.velocity(x.x_t, x.t, x.t, x.context)
-            _, du_dt = derivative(teacher, (x.x_t, x.t, x.s), (local, 1.0, 0.0), x.context)
+            _, du_dt = derivative(teacher.velocity, (x.x_t, x.t, x.s), (local, 1.0, 0.0), x.context)
         return x.velocity(model) + x.span() * du_dt - x.dx

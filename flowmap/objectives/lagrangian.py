@@ -13,7 +13,7 @@ from flowmap.objectives.two_time import Noised, TwoTime
 
 class Lagrangian(TwoTime):
     def residual(self, model, teacher, x: Noised, step):
-        v, dv_ds = derivative(model, (x.x_t, x.t, x.s), (None, 0.0, 1.0), x.context)
+        v, dv_ds = derivative(model.velocity, (x.x_t, x.t, x.s), (None, 0.0, 1.0), x.context)
         with torch.no_grad():
             landed = model.path.move(x.x_t, v, x.t, x.s)
             local = teacher.velocity(landed, x.s, x.s, x.context)

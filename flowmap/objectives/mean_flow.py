@@ -16,5 +16,5 @@ class MeanFlow(TwoTime):
 
     def residual(self, model, teacher, x: Noised, step):
         with torch.no_grad():
-            _, du_dt = derivative(teacher, (x.x_t, x.t, x.s), (x.dx, 1.0, 0.0), x.context)
+            _, du_dt = derivative(teacher.velocity, (x.x_t, x.t, x.s), (x.dx, 1.0, 0.0), x.context)
         return x.velocity(model) - (x.dx - x.span() * du_dt)

@@ -72,19 +72,15 @@ class TwoTime(Objective):
     def forward(self, model, batch: StateBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         count = batch.size
         on_diagonal = rng.uniform("diagonal", count) < self.diagonal
-        t, s = self.pair(rng, count, step)
-        t = torch.where(on_diagonal, self.times.draw(rng, "t", count), t).to(batch.x_0)
-        s = torch.where(on_diagonal, t, s.to(t))
+        t = s = self.times.draw(rng, "t", count).to(batch.x_0)
+        u = torch.zeros_like(t)
+        if self.diagonal < 1:
+            far, near = (time.to(t) for time in self.pair(rng, count, step))
+            t, s = torch.where(on_diagonal, t, far), torch.where(on_diagonal, t, near)
+            u = rng.uniform("u", count).to(t)
         eps = model.path.draw_noise(rng, "eps", batch.x_0)
-        x = Noised(
-            batch.x_0,
-            model.path.noise(batch.x_0, eps, t),
-            eps - batch.x_0,
-            t,
-            s,
-            batch.context,
-            rng.uniform("u", count).to(t),
-        )
+        x_t = model.path.noise(batch.x_0, eps, t)
+        x = Noised(batch.x_0, x_t, eps - batch.x_0, t, s, batch.context, u)
         local, few = (torch.nonzero(mask.to(t.device))[:, 0] for mask in (on_diagonal, ~on_diagonal))
         total, metrics = torch.zeros((), device=t.device), {}
         for name, rows in (("diagonal", local), ("few_step", few)):

@@ -125,7 +125,7 @@ MOVING = {  # the part of the residual that is differentiated
 
 
 def _terminal(m, x):
-    v, dv = derivative(m, (x.x_t, x.t, x.s), (None, 0.0, 1.0))
+    v, dv = derivative(m.velocity, (x.x_t, x.t, x.s), (None, 0.0, 1.0))
     return v - x.span() * dv
 
 

@@ -18,7 +18,7 @@ from flowmap.objectives.tokens import (
     VariationalBound,
 )
 from flowmap.objectives.tokens.base import NoisedTokens, num_tokens
-from flowmap.objectives.tokens.differential import derivative
+from flowmap.objectives.tokens.differential import logit_derivative
 from flowmap.path import CosinePath, LinearPath, expand
 from flowmap.rng import Rng
 from flowmap.times import Uniform
@@ -89,10 +89,10 @@ def test_the_derivatives_of_the_exact_map_solve_both_identities():
     oracle, (x, t) = SixHands(steps=32), states(100, 0.9)
     s = torch.linspace(0.2, 0.8, 100, dtype=torch.float64)
     local = oracle.probabilities(x, t, t)
-    z, delta = derivative(oracle, (x, t, s), (oracle.velocity(x, t, t), 1.0, 0.0))
+    z, delta = logit_derivative(oracle, (x, t, s), (oracle.velocity(x, t, t), 1.0, 0.0))
     p, k = z.softmax(-1), expand(t * (t - s) / s, x)
     assert torch.allclose(p * (1 + k * delta), local, atol=1e-4)  # Eulerian
-    z, delta = derivative(oracle, (x, t, s), (None, 0.0, 1.0))
+    z, delta = logit_derivative(oracle, (x, t, s), (None, 0.0, 1.0))
     landed = oracle.path.jump(x, p, t, s)
     c = expand(s * (t - s) / t, x)
     assert torch.allclose(p * (1 - c * delta), oracle.probabilities(landed, s, s), atol=1e-4)  # Lagrangian

@@ -40,6 +40,13 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path, kind):
     assert_equal(one["objective"], other["objective"], 5e-5)
 
 
+def test_the_seed_draws_the_objectives_own_weights_too(tmp_path):
+    for place in ("a", "b"):
+        torch.manual_seed(ord(place))  # whatever was drawn before
+        train(config("terminal-velocity", training__steps=2), tmp_path / place, build, quiet=True)
+    assert_equal(state(tmp_path / "a")["objective"], state(tmp_path / "b")["objective"])
+
+
 def test_groups_never_straddle_a_slice(tmp_path):
     with pytest.raises(ValueError, match="whole groups of 4"):
         train(config(training__accumulation=8), tmp_path / "run", build, quiet=True)

@@ -84,7 +84,8 @@ class TokenObjective(Objective):
 
     def forward(self, model, batch: TokenStates, *, teacher=None, rng: Rng, step: int) -> Loss:
         x, on_diagonal = self.noised(model, batch, rng, step)
-        total, metrics = torch.zeros((), device=x.t.device), {}
+        total = torch.zeros((), device=x.t.device)
+        metrics = dict.fromkeys(("cross_entropy", "few_step_kl"), (total, total))  # ranks must name the same
         local, few = (torch.nonzero(mask)[:, 0] for mask in (on_diagonal, ~on_diagonal))
         if len(local):
             part = x[local]

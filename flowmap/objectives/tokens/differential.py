@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowmap.attention import differentiable
 from flowmap.codebook import in_full
+from flowmap.objectives.base import derivative
 from flowmap.objectives.tokens.base import TokenObjective
 from flowmap.rng import Rng
 from flowmap.times import TimeLaw
@@ -53,17 +53,12 @@ class Differential(TokenObjective):
         return q / q.sum(-1, keepdim=True)  # at least 1: what was cut off was negative
 
 
-def derivative(
+def logit_derivative(
     model: Any,
     point: tuple[Tensor, Tensor, Tensor],
     direction: tuple[Tensor | None, float, float],
     context: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """(z, δ) of the logits z(x_t, t, s) along (dx, dt, ds), in forward mode and at full precision. dx None: x held
-    still."""
-    x, t, s = point
-    dx, dt, ds = direction
-    tangents = (torch.zeros_like(x) if dx is None else dx, torch.full_like(t, dt), torch.full_like(s, ds))
-    with differentiable(), torch.autocast(x.device.type, enabled=False):
-        z, dz = torch.func.jvp(lambda *at: in_full(model.logits(*at, context)), point, tangents)[:2]
+    """(z, δ) of the logits z(x_t, t, s) along (dx, dt, ds)."""
+    z, dz = derivative(lambda *at: in_full(model.logits(*at)), point, direction, context)
     return z, dz - (z.softmax(-1) * dz).sum(-1, keepdim=True)

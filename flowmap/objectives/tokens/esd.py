@@ -7,7 +7,7 @@ p_{t→t}/p falls that far at t = 1.
 """
 
 from flowmap.objectives.tokens.base import NoisedTokens
-from flowmap.objectives.tokens.differential import Differential, derivative
+from flowmap.objectives.tokens.differential import Differential, logit_derivative
 from flowmap.path import expand
 
 
@@ -15,5 +15,5 @@ class EulerianKL(Differential):
     def target(self, teacher, x: NoisedTokens, step):
         local = teacher.logits(x.x_t, x.t, x.t, x.context)
         v = teacher.path.secant(x.x_t, teacher.codebook.expected(local), x.t)
-        z, delta = derivative(teacher, (x.x_t, x.t, x.s), (v, 1.0, 0.0), x.context)
+        z, delta = logit_derivative(teacher, (x.x_t, x.t, x.s), (v, 1.0, 0.0), x.context)
         return self.solve(local, z, delta, expand(x.t * (x.t - x.s) / x.s, z))

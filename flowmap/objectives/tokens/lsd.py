@@ -7,13 +7,13 @@ p_{s→s}/p of tokens that p, a mean over the way, still holds likely is e^{−O
 """
 
 from flowmap.objectives.tokens.base import NoisedTokens
-from flowmap.objectives.tokens.differential import Differential, derivative
+from flowmap.objectives.tokens.differential import Differential, logit_derivative
 from flowmap.path import expand
 
 
 class LagrangianKL(Differential):
     def target(self, teacher, x: NoisedTokens, step):
-        z, delta = derivative(teacher, (x.x_t, x.t, x.s), (None, 0.0, 1.0), x.context)
+        z, delta = logit_derivative(teacher, (x.x_t, x.t, x.s), (None, 0.0, 1.0), x.context)
         landed = teacher.path.jump(x.x_t, teacher.codebook.expected(z), x.t, x.s)
         local = teacher.logits(landed, x.s, x.s, x.context)
         return self.solve(local, z, delta, expand(x.s * (x.s - x.t) / x.t, z))
