@@ -273,6 +273,8 @@ def sample(argv: list[str]) -> None:
         """images: one class, default all in turn"""
         score: bool = False
         """images: FID and the like against the test split, beside the floor"""
+        inception: Path | None = None
+        """images: with --score, the FID on the features of this file too (Inception v3 as TorchScript)"""
         out: Path | None = None
         """keep the samples here, as JSONL; images as PNG, default RUN/samples/steps-N.png"""
         json: Path | None = None

@@ -38,6 +38,7 @@ METRICS = frozenset(
         "mauve",
         "brier_lm",
         "classifier_fid",
+        "inception_fid",
         "kid",
         "inception_score",
         "precision",

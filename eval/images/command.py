@@ -5,6 +5,7 @@ from typing import Any
 
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.grid import write_grid
+from eval.images.inception import Inception
 from eval.images.scorer import ImageScorer
 from eval.records import keep_records, write_records
 from eval.tables import print_row
@@ -17,6 +18,10 @@ GRID = 100
 
 def sample_images(args: Any, command: list[str]) -> None:
     records: list[dict[str, Any]] = []
+    if args.inception and not args.score:
+        raise ValueError("--inception adds a score: say --score too")
+    inception = Inception(args.inception) if args.inception else None
+    shown = (*SHOWN, "inception_fid") if inception else SHOWN
     for name in args.runs:
         run = load_image_run(name)
         scorer = None
@@ -24,8 +29,8 @@ def sample_images(args: Any, command: list[str]) -> None:
             if run.config is None or run.config.image is None:
                 raise ValueError(f"{name} does not say what it was trained on: nothing to score against")
             plan = run.config.image
-            scorer = ImageScorer(load_images(plan.name, run.config.data.root, plan.size))
-            print_row(f"\n{run.subject}", "steps", "nfe", *SHOWN)
+            scorer = ImageScorer(load_images(plan.name, run.config.data.root, plan.size), inception=inception)
+            print_row(f"\n{run.subject}", "steps", "nfe", *shown)
         made = []
         for steps in args.steps:
             drawn = draw_images(
@@ -43,7 +48,7 @@ def sample_images(args: Any, command: list[str]) -> None:
             seeds = {"train_seed": run.config.seed if run.config else None, "sample_seed": args.seed}
             found = scorer.score(drawn.pixels, run.subject, run=name, contract=contract, **seeds)
             values = {r["metric"]: r["value"] for r in found}
-            print_row("", str(steps), str(drawn.nfe), *(f"{values[metric]:.4g}" for metric in SHOWN))
+            print_row("", str(steps), str(drawn.nfe), *(f"{values[metric]:.4g}" for metric in shown))
             made += found
         if scorer is not None:
             made += [{**r, "contract": {}} for r in scorer.floors(args.num)]

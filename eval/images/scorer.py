@@ -25,6 +25,7 @@ from eval.images.distances import (
     squared_mmd,
     within,
 )
+from eval.images.inception import Inception
 from eval.images.metrics import Frechet, inception_score, kid
 from eval.records import record
 from flowmap.rng import Rng
@@ -35,6 +36,7 @@ UNITS = {
     "classifier_fid": "squared feature distance", "kid": "squared feature mmd", "inception_score": "classes",
     "energy_distance": "pixel distance", "sliced_w2": "pixel distance", "precision": "fraction",
     "recall": "fraction", "entropy": "nats", "nearest_train_distance": "pixel distance",
+    "inception_fid": "squared feature distance",
 }  # fmt: skip
 OF_FEATURES = ("classifier_fid", "kid", "inception_score", "precision", "recall", "entropy")
 DIRECTIONS, RESAMPLES, NEIGHBOURS, FEWEST = 256, 20, 3, 10
@@ -53,15 +55,24 @@ class ImageScorer:
     """Keeps what depends on the data alone. samples are uint8 (n, h, w, c), or floats (n, c, h, w) in model space.
 
     seed: of projections, subsets and resamples, and of which images stand for the floor; never of the
-    classifier, which all seeds share.
+    classifier, which all seeds share. inception: adds the FID on its features, to the test split too and without
+    an error, since to take 2,048 features' covariance again and again costs minutes.
     """
 
-    def __init__(self, images: Images, seed: int = 0, classifier: Classifier | None = None) -> None:
+    def __init__(
+        self,
+        images: Images,
+        seed: int = 0,
+        classifier: Classifier | None = None,
+        inception: Inception | None = None,
+    ) -> None:
         self.images, self.seed, self.rng = images, seed, Rng(seed)
         self.classifier = classifier or load_classifier(images)
         self.test = images.test[self._order("test", len(images.test))]
         self.features, self.logits = self.classifier(self.test)
         self.frechet = Frechet(self.features)
+        self.inception = inception
+        self.inception_frechet = Frechet(inception(self.test)) if inception else None
         self.pixels = _flat(self.test)
         self.directions = torch.nn.functional.normalize(
             self.rng.normal("directions", self.pixels.shape[1], DIRECTIONS), dim=0
@@ -103,6 +114,9 @@ class ImageScorer:
         some = features[self._order("samples", len(features))][: len(self.features)]  # as many on either side
         real = self.features[: len(some)]
         centre = self.pixels.mean(0)  # small norms keep fp32 distances exact
+        more = {}
+        if self.inception is not None and self.inception_frechet is not None:
+            more["inception_fid"] = Estimate(self.inception_frechet(self.inception(pixels)))
         return {
             "classifier_fid": self.frechet.estimate(features, resamples),
             "kid": kid(features, self.features, self.seed),
@@ -112,6 +126,7 @@ class ImageScorer:
             "precision": mean_of(inside(some, real, NEIGHBOURS)),
             "recall": mean_of(inside(real, some, NEIGHBOURS)),
             "entropy": histogram_entropy(logits.argmax(1), self.images.num_classes),
+            **more,
         }
 
     @cached_property
@@ -144,12 +159,13 @@ class ImageScorer:
 
     def _records(self, found: dict[str, Estimate], subject: str, n: int, **more: Any) -> Records:
         network = {"classifier": self.classifier.digest, "classifier_accuracy": self.classifier.accuracy}
+        inception = {"inception": self.inception.digest} if self.inception else {}
         data = {"data": self.images.fingerprint, "num_train": len(self.images.train), "num_test": len(self.test)}
         return [
             record(
                 metric, estimate.value, on=self.images.name, subject=subject, kind="estimate", unit=UNITS[metric],
                 stderr=estimate.stderr, stderr_over="samples", n=n, split="test", score_seed=self.seed,
-                **(network if metric in OF_FEATURES else {}), **data, **more,
+                **(network if metric in OF_FEATURES else inception if metric == "inception_fid" else {}), **data, **more,
             )
             for metric, estimate in found.items()
         ]  # fmt: skip

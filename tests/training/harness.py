@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from training.run_dir import RunDir
@@ -58,3 +61,33 @@ def launch(arguments, processes=1, **options):
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
+
+
+def stopped(run, step=6):
+    """Runs run() until the optimizer's step-th step begins."""
+    real, calls = torch.optim.AdamW.step, []
+
+    def count(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", count)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
+def killed_and_started_again(preset, run, least=7, most=60):
+    """A process killed between two checkpoints, at a moment nobody chose, and another that goes on to the end."""
+    arguments, folder, deadline = [preset, "--run-dir", str(run)], RunDir(run), time.monotonic() + 120
+    process = launch(arguments)
+    while (not folder.steps() or folder.steps()[-1] < least) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and least <= folder.steps()[-1] < most
+    process = launch(arguments)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output

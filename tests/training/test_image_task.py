@@ -8,7 +8,17 @@ from transformers import AutoModel
 
 from flowmap.objectives import OBJECTIVES
 from imm.model import ImageFlow
-from tests.training.harness import SMALL, assert_equal, launch, losses, state, write_preset
+from tests.training.harness import (
+    ROOT,
+    SMALL,
+    assert_equal,
+    killed_and_started_again,
+    launch,
+    losses,
+    state,
+    stopped,
+    write_preset,
+)
 from training.config import load_preset, override
 from training.image_task import build_objective
 from training.loop import train
@@ -53,25 +63,28 @@ def test_groups_never_straddle_a_slice(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_stopped_between_checkpoints_ends_bit_identical(tmp_path, monkeypatch, kind):
+def test_a_run_stopped_between_checkpoints_ends_bit_identical(tmp_path, kind):
     train(config(kind), tmp_path / "whole", build, quiet=True)
-    real, calls = torch.optim.AdamW.step, []
-
-    def step(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(KeyboardInterrupt):
-        train(config(kind), tmp_path / "broken", build, quiet=True)
-    monkeypatch.undo()
+    stopped(lambda: train(config(kind), tmp_path / "broken", build, quiet=True))
     train(config(kind), tmp_path / "broken", build, quiet=True)
     whole, broken = state(tmp_path / "whole"), state(tmp_path / "broken")
     for part in ("trainable", "objective", *(["teacher"] if OBJECTIVES[kind].teacher_decay else [])):
         assert_equal(whole[part], broken[part])
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
+
+
+def test_a_killed_process_started_again_ends_bit_identical(tmp_path):
+    more = {"training__steps": 60, "training__checkpoint_every": 1, "training__evaluate_every": 60}
+    kind = "terminal-velocity"  # the one with a teacher and weights of its own
+    train(config(kind, **more), tmp_path / "whole", build, quiet=True)
+    preset = write_preset(
+        tmp_path / "p.yaml", {**TINY, **KINDS[kind], **more}, extends=str(ROOT / "configs/_digits.yaml")
+    )
+    killed_and_started_again(preset, tmp_path / "killed")
+    whole, killed = state(tmp_path / "whole"), state(tmp_path / "killed")
+    for part in ("trainable", "objective", "teacher"):
+        assert_equal(whole[part], killed[part])
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 
 def test_a_teacher_is_the_average_at_the_objectives_own_decay(tmp_path):

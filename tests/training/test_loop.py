@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import signal
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +10,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flowmap.rng import Rng
 from mtp import MTPForCausalLM
-from tests.training.harness import SMALL, assert_equal, launch, losses, state, write_preset
+from tests.training.harness import (
+    SMALL,
+    assert_equal,
+    killed_and_started_again,
+    launch,
+    losses,
+    state,
+    stopped,
+    write_preset,
+)
 from training.config import OptimizerConfig, load_preset, override
 from training.hardware import resolve_precision
 from training.loop import SliceLoss, train
@@ -97,20 +104,10 @@ def test_cached_states_train_the_same_head(text, tmp_path):
     assert_equal(trunk, {k: v for k, v in weights(tmp_path / "cached-True").items() if k in trunk})
 
 
-def test_a_run_stopped_between_checkpoints_ends_bit_identical(text, tmp_path, monkeypatch):
+def test_a_run_stopped_between_checkpoints_ends_bit_identical(text, tmp_path):
     train(config(text), tmp_path / "whole", build, quiet=True)
-    real, calls = torch.optim.AdamW.step, []
-
-    def step(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 6:  # after the checkpoint of step 3, before that of step 6
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(KeyboardInterrupt):
-        train(config(text), tmp_path / "broken", build, quiet=True)
-    monkeypatch.undo()
+    # after the checkpoint of step 3, before that of step 6
+    stopped(lambda: train(config(text), tmp_path / "broken", build, quiet=True))
     (tmp_path / "broken" / "checkpoints" / "step-6.partial").mkdir()
     with open(tmp_path / "broken" / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "spl')  # killed in the middle of a line
@@ -136,17 +133,7 @@ def test_two_processes_give_the_parameters_of_one(text, tmp_path, accumulation):
 def test_a_killed_process_started_again_ends_bit_identical(text, tmp_path):
     settings = {**text, "training__steps": 60, "training__checkpoint_every": 1, "training__evaluate_every": 60}
     train(config(settings), tmp_path / "whole", build, quiet=True)
-    arguments = [write_preset(tmp_path / "p.yaml", settings), "--run-dir", str(tmp_path / "killed")]
-    process = launch(arguments)
-    folder, deadline = RunDir(tmp_path / "killed"), time.monotonic() + 120
-    while (not folder.steps() or folder.steps()[-1] < 7) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and 7 <= folder.steps()[-1] < 60
-    process = launch(arguments)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    killed_and_started_again(write_preset(tmp_path / "p.yaml", settings), tmp_path / "killed")
     assert_equal(state(tmp_path / "whole")["trainable"], state(tmp_path / "killed")["trainable"])
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
