@@ -180,7 +180,7 @@ def measure_costs(on: str, command: list[str], rounds: int = 15) -> None:
 def one_step(config: RunConfig) -> Callable[[], object]:
     task = build(config, Accelerator(cpu=True))
     precision = "bfloat16" if config.training.precision == "auto" else config.training.precision
-    module = SliceLoss(task.model, task.objective, precision, task.window)
+    module = SliceLoss(task.model, task.objective, precision)
     samples = torch.arange(config.training.batch_size)
     batch, rng = task.train.batch(0, samples), Rng(0, samples)
     module.teach(task.model)

@@ -85,7 +85,6 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             "fingerprint": images.fingerprint,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
-        window=(height // plan.patch) * (width // plan.patch),
         probe=partial(_energy_distances, model, test[:PROBE_SAMPLES], torch.as_tensor(images.test_labels)),
     )
 

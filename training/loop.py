@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from flowmap.attention import ShortAttention
 from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from training.config import RunConfig, TrainingConfig
@@ -27,17 +27,14 @@ from training.run_dir import RunDir
 from training.schedules import learning_rate
 from training.task import Task
 
-SHORT = 64
-"""Up to so many tokens the CPU's fused attention pads bf16 so far that written-out attention takes half the step."""
-
 
 class SliceLoss(nn.Module):
     """Model and objective behind one forward, which is what DDP wraps. teacher: moving average of the model's weights,
-    no part of what is trained or averaged. window: positions that attend to each other; default the batch's length."""
+    no part of what is trained or averaged."""
 
-    def __init__(self, model: nn.Module, objective: Objective, precision: str, window: int | None = None) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, precision: str) -> None:
         super().__init__()
-        self.model, self.objective, self.window = model, objective, window
+        self.model, self.objective = model, objective
         self.dtype = torch.bfloat16 if precision == "bfloat16" else None
         self._teacher: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule
 
@@ -47,8 +44,7 @@ class SliceLoss(nn.Module):
     def forward(self, batch: Any, rng: Rng, step: int) -> Loss:
         fast = self.training and self.dtype is not None  # what is reported is scored in fp32
         kind = rng.device.type
-        plain = fast and kind == "cpu" and (self.window or batch.length) <= SHORT
-        attention = sdpa_kernel([SDPBackend.MATH]) if plain else contextlib.nullcontext()
+        attention = ShortAttention() if fast and kind == "cpu" else contextlib.nullcontext()
         with torch.autocast(kind, self.dtype, enabled=fast), attention:
             return self.objective(self.model, batch, teacher=next(iter(self._teacher), None), rng=rng, step=step)
 
@@ -76,7 +72,7 @@ def train(
         )
     known = folder.provenance()
     precision = known.get("precision") or resolve_precision(plan.precision, device)
-    module = SliceLoss(task.model, task.objective, precision, task.window).to(device)
+    module = SliceLoss(task.model, task.objective, precision).to(device)
     if device.type == "cpu":
         threads = plan.threads or known.get("threads") or _time_threads(module, task, plan.batch_size // slices)
         torch.set_num_threads(threads)

@@ -19,9 +19,8 @@ class Batches(Protocol):
 class Task:
     """model: what the objective is given. trainable: the part of it that is optimised and averaged,
     found under `prefix` in the model's state. validation: a fixed list of batches' makers.
-    save(folder, state): write a from_pretrained folder with these weights. facts: for the record. window: positions
-    that attend to each other, where all batches have one number of them. probe: more validation metrics, of the
-    weights as they stand."""
+    save(folder, state): write a from_pretrained folder with these weights. facts: for the record. probe: more
+    validation metrics, of the weights as they stand."""
 
     model: nn.Module
     trainable: nn.Module
@@ -32,5 +31,4 @@ class Task:
     validation: Sequence[Callable[[], Any]]
     save: Callable[[Path, dict[str, Tensor]], None]
     facts: dict[str, Any] = field(default_factory=dict)
-    window: int | None = None
     probe: Callable[[], dict[str, float]] | None = None

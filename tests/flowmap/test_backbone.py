@@ -1,13 +1,14 @@
 import dataclasses
 import time
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 from transformers import DynamicCache
 
-from flowmap.attention import NAMES, differentiable, resolve
+from flowmap.attention import NAMES, ShortAttention, differentiable, resolve
 from flowmap.backbone import Backbone, BackboneConfig, Context
 
 POSITIONS = ["learned", "rope", "learned-2d", "rope-2d", "none"]
@@ -116,6 +117,31 @@ def test_attention_backends_agree(name, masked):
         out = attend(q, k, v, mask)
     tolerance = 2e-2 if name.startswith("flash") and attend is not resolve("sdpa") else 1e-5
     assert torch.allclose(out, resolve("eager")(q, k, v, mask), atol=tolerance)
+
+
+@pytest.mark.parametrize("length", [16, 300])
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"mask": bool}, {"mask": float}, {"enable_gqa": True}])
+def test_short_attention_is_torchs_own(length, options):
+    """In bf16 to its rounding, gradients too; a long window is left to the fused kernel."""
+    options, generator = dict(options), torch.Generator().manual_seed(0)
+    kind = options.pop("mask", None)
+    if kind is not None:
+        look = torch.rand(2, 1, length, length, generator=generator) < 0.7
+        look[..., 0] = True
+        options["attn_mask"] = look if kind is bool else torch.zeros(look.shape).masked_fill(~look, -1e9).bfloat16()
+    heads = 2 if options.get("enable_gqa") else 4
+    q, k, v = (torch.randn(2, h, length, 32, generator=generator) for h in (4, heads, heads))
+    call = torch.nn.functional.scaled_dot_product_attention
+    exact = {**options, "attn_mask": options["attn_mask"].float()} if kind is float else options
+    found = []
+    for dtype, attention in ((torch.float32, nullcontext()), (torch.bfloat16, ShortAttention())):
+        parts = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
+        with attention:
+            out = call(*parts, **(exact if dtype is torch.float32 else options))
+        out.float().square().sum().backward()
+        found.append([out.float(), *(x.grad.float() for x in parts)])
+    for expected, got in zip(*found, strict=True):
+        assert (got - expected).norm() < 0.02 * expected.norm()
 
 
 def test_a_backend_that_is_not_here_falls_back_loudly(monkeypatch):
