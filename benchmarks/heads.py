@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from benchmarks.cells import cell
-from eval.likelihood import BlockLikelihood, block_likelihoods
+from eval.likelihood import BlockLikelihood, likelihoods
 from eval.loading import load_run
 from eval.perplexity import measure as measure_text
 from eval.records import seeds_mean
@@ -150,7 +150,7 @@ def independent(on: str, seed: int, runs: Path, variant: tuple[tuple[str, Any], 
     folder = runs / on / cell_name("independent", seed, dict(variant))
     train(config, folder, build)
     store = load_corpus(config.data, config.tokenizer, progress=False).stores["validation"]
-    return block_likelihoods(load_run(str(folder)).model, store, config.data.length, BLOCKS)
+    return likelihoods(load_run(str(folder)).model, store, config.data.length, BLOCKS).blocks
 
 
 def print_tables(records: Sequence[dict[str, Any]]) -> None:

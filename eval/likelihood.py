@@ -1,6 +1,6 @@
 """Exact likelihood of text, summed for each document, so that the data error can be bootstrapped.
 
-Three scores of the same store: the trunk's own chain; the block law −log q(x_{i+1..i+K} | h_i) at every
+Three scores of the same store from one pass: the trunk's own chain; the block law −log q(x_{i+1..i+K} | h_i) at every
 position i, beside the trunk's chain on the very same targets (their difference is the
 misspecification gap); and the direct law, the text cut into consecutive blocks and scored by the head
 alone, which is the likelihood of what verification-free decoding writes.
@@ -43,80 +43,70 @@ class Likelihood:
     count: np.ndarray
 
 
-def block_likelihood(
-    model, store: TokenStore, length: int = 256, block_size: int | None = None, batch: int = 8, quiet: bool = False
-) -> BlockLikelihood:
-    """model: trunk and head. length: tokens of context at most. block_size: at most the head's."""
-    size = block_size or model.head.block_size
-    return block_likelihoods(model, store, length, [size], batch, quiet)[size]
+@dataclass(frozen=True)
+class Likelihoods:
+    """chain: of the trunk alone. blocks, direct: of the head, by block size."""
+
+    chain: Likelihood
+    blocks: dict[int, BlockLikelihood]
+    direct: dict[int, Likelihood]
 
 
 @torch.no_grad()
-def block_likelihoods(
-    model, store: TokenStore, length: int, sizes: Sequence[int], batch: int = 8, quiet: bool = False
-) -> dict[int, BlockLikelihood]:
-    """Of one head at several block sizes, from one pass: a causal head's first k positions are its law of k tokens."""
-    largest = max(sizes)
-    documents = len(store.offsets) - 1
-    made = {k: BlockLikelihood(np.zeros((documents, k)), np.zeros((documents, k)), np.zeros(documents)) for k in sizes}
+def likelihoods(
+    model: Any, store: TokenStore, length: int, sizes: Sequence[int] = (), batch: int = 8, quiet: bool = False
+) -> Likelihoods:
+    """All scores from one pass. model: trunk and head. length: tokens of context at most. sizes: of blocks, the head's
+    at most: a causal head's first k positions are its law of k tokens. The direct law covers the same tokens as
+    the chain's; a document's last block may be short."""
+    documents, largest = len(store.offsets) - 1, max(sizes, default=1)
+    chain = Likelihood(*np.zeros((2, documents)))
+    blocks = {k: BlockLikelihood(*np.zeros((2, documents, k)), np.zeros(documents)) for k in sizes}
+    direct = {k: Likelihood(*np.zeros((2, documents))) for k in sizes}
     for part in _windows(model, store, length, largest, batch, quiet):
         hidden, _ = model.states(part.inputs)
         targets, mask = part.blocks(largest)
-        everything = model.context(hidden.flatten(0, 1))
-        own = row_nll([everything.hidden], [everything.unembedding], targets[..., 0].flatten(), everything.bias)
-        own = own.view(hidden.shape[:2])
-        # where the smallest block is whole; the chain's last targets lie in the next window
-        reached = torch.arange(part.length, device=hidden.device) <= part.length - min(sizes)
-        anchors = mask[..., min(sizes) - 1] & reached
-        whole, index = mask[anchors], part.document[:, : part.length][anchors].cpu().numpy()
-        nll = -model.head.log_prob(model.context(hidden[anchors]), targets[anchors])
-        # the trunk's loss at the K targets of position i: those of positions i..i+K−1
-        chain = torch.nn.functional.pad(own, (0, largest - 1)).unfold(1, largest, 1)[anchors]
-        left = part.length - torch.nonzero(anchors)[:, 1]
-        for k, sums in made.items():
-            kept = whole[:, k - 1] & (left >= k)
-            rows = index[kept.cpu().numpy()]
-            np.add.at(sums.head, rows, nll[kept, :k].double().cpu().numpy())
-            np.add.at(sums.trunk, rows, chain[kept, :k].double().cpu().numpy())
-            np.add.at(sums.count, rows, 1)
-    for k, sums in made.items():
+        own = _trunk_nll(model, hidden, targets[..., 0])
+        _add(chain, part, mask[..., 0], own[..., None], mask[..., :1])
+        if not sizes:
+            continue
+        anchors = mask[..., 0]
+        nll = own.new_zeros(targets.shape)
+        nll[anchors] = -model.head.log_prob(model.context(hidden[anchors]), targets[anchors])
+        # the trunk's loss at the K targets of position i: those of positions i..i+K−1; the last lie in the next window
+        follows = torch.nn.functional.pad(own, (0, largest - 1)).unfold(1, largest, 1)
+        place, offset = torch.arange(part.length, device=hidden.device), _offset(part, store)
+        for k in blocks:
+            whole = mask[..., k - 1] & (place <= part.length - k)
+            index = part.document[:, : part.length][whole].cpu().numpy()
+            np.add.at(blocks[k].head, index, nll[whole][:, :k].double().cpu().numpy())
+            np.add.at(blocks[k].trunk, index, follows[whole][:, :k].double().cpu().numpy())
+            np.add.at(blocks[k].count, index, 1)
+            _add(direct[k], part, anchors & (offset % k == 0), nll[..., :k], mask[..., :k])
+    for k, sums in blocks.items():
         if not sums.count.any():
             raise ValueError(f"the text holds no whole block of {k} tokens inside a window of {length}")
-    return made
+    return Likelihoods(chain, blocks, direct)
 
 
-@torch.no_grad()
-def chain_likelihood(model: Any, store: TokenStore, length: int, batch: int = 8, quiet: bool = False) -> Likelihood:
-    """Of the trunk's own chain, the document's end included."""
-    total = Likelihood(*np.zeros((2, len(store.offsets) - 1)))
-    for part in _windows(model, store, length, 1, batch, quiet):
-        hidden, _ = model.states(part.inputs)
-        targets, mask = part.blocks(1)
-        anchors = mask[..., 0]
-        context = model.context(hidden[anchors])
-        nll = row_nll([context.hidden], [context.unembedding], targets[anchors][:, 0], context.bias)
-        _add(total, part, anchors, nll[:, None], torch.ones_like(nll, dtype=torch.bool)[:, None])
-    return total
+def block_likelihood(
+    model: Any, store: TokenStore, length: int = 256, block_size: int | None = None, batch: int = 8, quiet: bool = False
+) -> BlockLikelihood:
+    size = block_size or model.head.block_size
+    return likelihoods(model, store, length, [size], batch, quiet).blocks[size]
 
 
-@torch.no_grad()
-def direct_likelihood(
-    model: Any, store: TokenStore, length: int, block_size: int, batch: int = 8, quiet: bool = False
-) -> Likelihood:
-    """Of direct decoding: each document cut into consecutive blocks, each drawn whole from the head. The same
-    tokens as the chain's; a document's last block may be short."""
-    total = Likelihood(*np.zeros((2, len(store.offsets) - 1)))
-    starts = torch.from_numpy(store.offsets)
-    for part in _windows(model, store, length, block_size, batch, quiet):
-        hidden, _ = model.states(part.inputs)
-        targets, mask = part.blocks(block_size)
-        document = part.document[:, : part.length]
-        assert part.position is not None
-        offset = part.position[:, : part.length] - starts.to(document.device)[document.clamp_min(0)]
-        anchors = mask[..., 0] & (offset % block_size == 0)
-        nll = -model.head.log_prob(model.context(hidden[anchors]), targets[anchors])
-        _add(total, part, anchors, nll, mask[anchors])
-    return total
+def _trunk_nll(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """(batch, length): −log of the trunk's own law of the next token."""
+    context = model.context(hidden.flatten(0, 1))
+    return row_nll([context.hidden], [context.unembedding], targets.flatten(), context.bias).view(targets.shape)
+
+
+def _offset(part: TokenBatch, store: TokenStore) -> Tensor:
+    """(batch, length): places of the inputs in their documents."""
+    assert part.position is not None
+    starts = torch.from_numpy(store.offsets).to(part.tokens.device)
+    return part.position[:, : part.length] - starts[part.document[:, : part.length].clamp_min(0)]
 
 
 def _windows(model: Any, store: TokenStore, length: int, reach: int, batch: int, quiet: bool) -> Iterator[TokenBatch]:
@@ -127,10 +117,10 @@ def _windows(model: Any, store: TokenStore, length: int, reach: int, batch: int,
 
 
 def _add(total: Likelihood, part: TokenBatch, anchors: Tensor, nll: Tensor, mask: Tensor) -> None:
-    """nll, mask: (anchors, K) → each document's sums."""
+    """nll, mask: (batch, length, K) → each document's sums, over the anchors' blocks."""
     index = part.document[:, : part.length][anchors].cpu().numpy()
-    np.add.at(total.sums, index, (nll * mask).sum(1).double().cpu().numpy())
-    np.add.at(total.count, index, mask.sum(1).cpu().numpy())
+    np.add.at(total.sums, index, (nll * mask)[anchors].sum(1).double().cpu().numpy())
+    np.add.at(total.count, index, mask[anchors].sum(1).cpu().numpy())
 
 
 def gap_closed(independent: BlockLikelihood, joint: BlockLikelihood, resamples: int = 500) -> tuple[float, float]:

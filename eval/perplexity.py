@@ -7,9 +7,7 @@ from eval.block_records import block_records
 from eval.likelihood import (
     BlockLikelihood,
     Likelihood,
-    block_likelihoods,
-    chain_likelihood,
-    direct_likelihood,
+    likelihoods,
     same_blocks,
     standard_error,
 )
@@ -46,18 +44,17 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Everything that is exact of one run on one text. blocks: sizes, default those of 2, 4, 8 and 16 that the head
     reaches, and its own. independent: that head's results by block size; filled by it, read by the others."""
-    records = chain_records(run, chain_likelihood(run.model, store, length), store, on, split, length)
-    if run.model.head is None:
-        return records
+    sizes = block_sizes(run, blocks) if run.model.head is not None else []
+    found = likelihoods(run.model, store, length, sizes)
+    records = chain_records(run, found.chain, store, on, split, length)
     independent = {} if independent is None else independent
-    for size, result in block_likelihoods(run.model, store, length, block_sizes(run, blocks)).items():
+    for size, result in found.blocks.items():
         base = None if run.subject == "independent" else independent.get(size)
         if base is not None and not same_blocks(base, result):
             print(f"{run.name} and the independent head stand on other trunks or texts: no share of the gap")
             base = None
         records += [{**r, "split": split} for r in block_records(run, result, on, base, length)]
-        direct = direct_likelihood(run.model, store, length, size)
-        records += direct_records(run, direct, store, on, split, length, size)
+        records += direct_records(run, found.direct[size], store, on, split, length, size)
         if run.subject == "independent":
             independent[size] = result
     return records

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from eval.certificate import certify, every_string
-from eval.likelihood import block_likelihood, chain_likelihood, direct_likelihood
+from eval.likelihood import block_likelihood, likelihoods
 from mtp import MTPForCausalLM
 from mtp.heads import NAMES
 from mtp.heads.base import BlockContext
@@ -17,7 +17,7 @@ LAW = {(1, 2, 3, 4): 0.5, (1, 3, 2, 4): 0.3, (4, 4, 0, 0): 0.2}
 
 
 def chain(model, store):
-    return chain_likelihood(model, store, L + 1, quiet=True).sums
+    return likelihoods(model, store, L + 1, quiet=True).chain.sums
 
 
 def block(model, store):
@@ -29,7 +29,7 @@ def block(model, store):
 
 def direct(size):
     def score(model, store):
-        return direct_likelihood(model, store, L + 1, size, quiet=True).sums
+        return likelihoods(model, store, L + 1, [size], quiet=True).direct[size].sums
 
     return score
 

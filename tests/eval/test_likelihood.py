@@ -6,10 +6,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from eval.likelihood import (
     BlockLikelihood,
     block_likelihood,
-    block_likelihoods,
-    chain_likelihood,
-    direct_likelihood,
     gap_closed,
+    likelihoods,
     standard_error,
 )
 from mtp import MTPForCausalLM
@@ -57,7 +55,7 @@ def test_head_and_trunk_are_scored_on_the_same_targets_as_a_double_loop_does(mod
 def test_every_token_but_a_documents_first_is_scored_once_from_its_own_window(model):
     tokens = np.random.default_rng(1).integers(12, size=43).astype(np.uint16)
     store = TokenStore(tokens, np.array([0, 17, 20, 43]), 0)
-    got = chain_likelihood(model, store, length=8, batch=2)
+    got = likelihoods(model, store, 8, batch=2).chain
     assert got.count.tolist() == [16, 2, 22]
     expected = np.zeros(3)
     for start in range(0, 42, 8):
@@ -75,7 +73,7 @@ def test_every_token_but_a_documents_first_is_scored_once_from_its_own_window(mo
 def test_one_head_is_scored_at_every_smaller_block(model):
     tokens = np.random.default_rng(2).integers(12, size=70).astype(np.uint16)
     store = TokenStore(tokens, np.array([0, 2, 19, 70]), 0)
-    both = block_likelihoods(model, store, 8, [2, 3], batch=4)
+    both = likelihoods(model, store, 8, [2, 3], batch=4).blocks
     assert (both[2].count > both[3].count).any()
     for size in (2, 3):
         alone = block_likelihood(model, store, 8, size, batch=2)
@@ -89,8 +87,8 @@ def test_one_head_is_scored_at_every_smaller_block(model):
 def test_direct_likelihood_cuts_each_document_into_blocks_as_a_loop_does(model, size):
     tokens = np.random.default_rng(3).integers(12, size=43).astype(np.uint16)
     store = TokenStore(tokens, np.array([0, 17, 20, 43]), 0)
-    got = direct_likelihood(model, store, length=8, block_size=size, batch=2)
-    assert got.count.tolist() == chain_likelihood(model, store, length=8).count.tolist()
+    got = likelihoods(model, store, 8, [2, size], batch=2).direct[size]
+    assert got.count.tolist() == likelihoods(model, store, 8).chain.count.tolist()
     expected = np.zeros(3)
     for document, (low, high) in enumerate(zip(store.offsets[:-1], store.offsets[1:], strict=True)):
         for anchor in range(low, high - 1, size):
