@@ -43,13 +43,13 @@ class Rng:
     """The random numbers of a slice of one global batch.
 
     seed: the run's seed. samples: (slice,) int64, each sample's index j in the global batch
-    (None: one nameless sample, shapes are free). batch: the global batch's index n.
+    (None: one nameless sample, shapes are free). batch: the global batch's index n, or (slice,) one a sample.
     Draws are made by name, so adding a draw never shifts another.
     """
 
     seed: int
     samples: Tensor | None = None
-    batch: int = 0
+    batch: int | Tensor = 0
 
     def uniform(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """U[0, 1) of shape (slice, *rest), where shape = (slice, *rest)."""
@@ -85,8 +85,8 @@ class Rng:
             per_sample = math.prod(shape[1:])
         quarter = torch.arange(-(-per_sample // 4), device=samples.device)
         element, sample = torch.broadcast_tensors(quarter, samples[:, None])
-        batch_low = torch.full_like(element, self.batch & _LOW)
-        batch_high = torch.full_like(element, (self.batch >> 32) & _LOW)
+        batch = torch.as_tensor(self.batch, device=samples.device).view(-1, 1).expand_as(element)
+        batch_low, batch_high = batch & _LOW, (batch >> 32) & _LOW
         key = (self.seed & _LOW, ((self.seed >> 32) ^ zlib.crc32(name.encode())) & _LOW)
         words = philox4x32((element, sample & _LOW, batch_low, batch_high), key)
         return torch.stack(words, -1).flatten(1)[:, :per_sample].reshape(shape)

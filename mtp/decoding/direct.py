@@ -72,7 +72,7 @@ def decode(
     what passes the trunk after the prompt, default `model.states`; see `compiled_step`.
     """
     warp = warp or Warp()
-    size = _block_size(model, block_size)
+    size = block_size_of(model, block_size)
     device = next(model.parameters()).device
     input_ids = input_ids.to(device)
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
@@ -110,7 +110,7 @@ def decode(
             open_rows &= ~torch.isin(feed, stops).any(1)
             if step % look_every == look_every - 1 and not open_rows.any():
                 break
-    return _trim(
+    return trim(
         torch.cat(blocks, 1)[:, :max_new_tokens], torch.cat(log_q, 1)[:, :max_new_tokens], stops, pad_token, len(blocks)
     )
 
@@ -127,14 +127,15 @@ def compiled_step(model) -> Callable[..., tuple[Tensor, Any]]:
     return torch.compile(model.states, dynamic=False)
 
 
-def _block_size(model, asked: int | None) -> int:
+def block_size_of(model, asked: int | None) -> int:
+    """The block asked for, at most the head's own."""
     most = 1 if model.head is None else model.head.block_size
     if asked is not None and not 1 <= asked <= most:
         raise ValueError(f"block_size {asked}: this model was trained for blocks of at most {most}")
     return asked or most
 
 
-def _trim(tokens: Tensor, log_q: Tensor, stops: Tensor, pad_token: int, passes: int) -> Decoded:
+def trim(tokens: Tensor, log_q: Tensor, stops: Tensor, pad_token: int, passes: int) -> Decoded:
     """Cut every row after its first stop token."""
     is_stop = torch.isin(tokens, stops)
     before = is_stop.cumsum(1) - is_stop.long()  # stop tokens strictly earlier in the row

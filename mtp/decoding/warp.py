@@ -31,8 +31,9 @@ class Warp:
             logits = logits.masked_fill(~self._nucleus(logits), -torch.inf)
         return logits.log_softmax(-1)
 
-    def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Inverse-CDF draw with one uniform a row: (..., V), (...) → tokens and log-probabilities (...).
+    def draw(self, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., V) → tokens and their log-probabilities (...), by noise: uniforms (...) for the inverse CDF, or
+        Gumbels (..., V) for the largest noisy logit.
 
         One cumulative sum and a search: a tenth of `torch.multinomial`'s time at V = 32k.
         """
@@ -40,7 +41,8 @@ class Warp:
             tokens = logits.argmax(-1)
             return tokens, torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
         log_prob = self.log_prob(logits)
-        tokens = inverse_cdf(log_prob.exp(), uniform)
+        gumbel = noise.ndim == logits.ndim
+        tokens = (log_prob + noise).argmax(-1) if gumbel else inverse_cdf(log_prob.exp(), noise)
         return tokens, log_prob.gather(-1, tokens[..., None]).squeeze(-1)
 
     def _nucleus(self, logits: Tensor) -> Tensor:

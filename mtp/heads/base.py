@@ -87,8 +87,10 @@ class JointHead(nn.Module):
         rng: Rng | None = None,
         noise: Tensor | None = None,
         block_size: int | None = None,
+        first: Tensor | None = None,
     ) -> Draft:
-        """Draw a block from rng (addressed by row) or from noise: (N, K) uniforms."""
+        """Draw a block from rng (addressed by row) or from noise: (N, K) uniforms, or (N, K, V) Gumbels.
+        first: (N,) tokens of position 1 where they are known; their log_q is 0."""
         raise NotImplementedError
 
     def marginal(self, ctx: BlockContext) -> Tensor:

@@ -75,7 +75,7 @@ class ReadoutHead(JointHead):
             return [base], [ctx.unembedding]
         return [base, correction], [ctx.unembedding, self.readout]
 
-    def sample(self, ctx, warp, rng=None, noise=None, block_size=None) -> Draft:
+    def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
         size = block_size or self.block_size
         if size > self.block_size:
             raise ValueError(f"block_size {size} is above the {self.block_size} this head was built for")
@@ -94,7 +94,10 @@ class ReadoutHead(JointHead):
                 correction, state = self.step(ctx, base[:, k - 1], state, tokens[-1])
                 if correction is not None:
                     logits_k = torch.addmm(logits_k, correction, self.readout.T)
-            token, log_q_k = warp.draw(logits_k, uniform[:, k])
+            if k == 0 and first is not None:
+                token, log_q_k = first, torch.zeros(len(first), device=first.device)
+            else:
+                token, log_q_k = warp.draw(logits_k, uniform[:, k])
             logits.append(logits_k)
             tokens.append(token)
             log_q.append(log_q_k)

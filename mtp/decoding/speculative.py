@@ -1,0 +1,192 @@
+"""Verified decoding: the head drafts, the trunk judges the draft in one pass, and what is written follows the
+trunk's own law, whatever the head.
+
+A block's first token is always one of the trunk's own: drawn after the pass that judged the block before it, from
+what the rule leaves there. A pass over the block then judges its other tokens and gives the state that the
+next block hangs on, so that every pass commits between one and K tokens. Rows accept different lengths; no row's
+length is ever asked from the device, only now and then whether all have ended.
+
+    token, block        rules.py; lossless in law
+    gumbel, inverse-cdf the draft and the trunk pick by the same noise: the text is the one that the trunk alone
+                        writes with that noise, word for word, and no draft law is needed
+    jacobi              no head: the trunk's own picks of the last pass are the next draft (2305.10427)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowmap.rng import Rng
+from mtp.decoding.direct import LOOK_EVERY, Decoded, block_size_of, trim
+from mtp.decoding.row_cache import RowCache
+from mtp.decoding.rules import RULES, agreement
+from mtp.decoding.warp import Warp, inverse_cdf
+
+SHARED = ("gumbel", "inverse-cdf", "jacobi")
+VERIFY = (*RULES, *SHARED)
+
+
+@dataclass(frozen=True)
+class Verified(Decoded):
+    """log_q: nats under the trunk's law. accepted: (batch, passes after the prompt's), tokens that each pass committed,
+    its draft's and none beyond; 0 once a row had ended."""
+
+    accepted: Tensor
+
+    @property
+    def accepted_length(self) -> float:
+        """Mean tokens per trunk pass over rows and passes, the prompt's left out."""
+        return float(self.accepted.sum() / (self.accepted > 0).sum())
+
+
+@torch.no_grad()
+def decode_verified(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    verify: str = "token",
+    warp: Warp | None = None,
+    seed: int = 0,
+    rows: Tensor | None = None,
+    block_size: int | None = None,
+    stop_tokens: tuple[int, ...] = (),
+    pad_token: int = 0,
+) -> Verified:
+    """As `direct.decode`; verify: one of VERIFY. block_size: tokens a pass judges, for jacobi any number."""
+    if verify not in VERIFY:
+        raise ValueError(f"verify {verify!r}: known are {', '.join(VERIFY)}")
+    size = (block_size or 4) if verify == "jacobi" else block_size_of(model, block_size)
+    if size < 2:
+        raise ValueError("verified decoding needs blocks of at least 2 tokens, so a model with a joint head")
+    device = next(model.parameters()).device
+    ids, lengths = _left_aligned(input_ids, attention_mask, device)
+    batch = len(ids)
+    rows = torch.arange(batch, device=device) if rows is None else rows.to(device)
+    drafter = _Drafter(model, warp or Warp(), verify, seed, rows, size, max_new_tokens)
+    stops = torch.tensor(stop_tokens, device=device)
+    room = max_new_tokens + 2 * size  # a row that has ended goes on writing over the same places beyond its end
+    cache = RowCache(batch, ids.shape[1] + room, device)
+    tokens, log_p = ids.new_zeros(batch, room), torch.zeros(batch, room, device=device)
+    written, open_rows = lengths.new_zeros(batch), torch.ones(batch, dtype=torch.bool, device=device)
+
+    places, mask = cache.open(ids.shape[1], ids.shape[1])
+    states, _ = model.states(ids, mask, places, cache, True)
+    cache.lengths = lengths
+    hidden = states.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
+    first, first_log = drafter.begin(hidden)
+    accepted: list[Tensor] = []
+    look_every = 1 if device.type == "cpu" else LOOK_EVERY
+    for step in range(max_new_tokens):
+        block, law = drafter.draft(hidden, first, written, step)
+        places, mask = cache.open(size, ids.shape[1] + (step + 1) * size)
+        states, _ = model.states(block, mask, places, cache, True)
+        logits = model.context(states.flatten(0, 1)).first_logits().view(batch, size, -1)
+        judged = drafter.judge(logits, block, law, written, step)
+        logs = torch.cat([first_log[:, None], judged.log_p], 1)
+        index = written[:, None] + torch.arange(size, device=device)
+        tokens.scatter_(1, index, block)
+        log_p.scatter_(1, index, logs)
+        count = (judged.kept + 1) * open_rows
+        accepted.append(count)
+        written = written + count
+        cache.lengths = cache.lengths + count
+        committed = torch.arange(size, device=device) < count[:, None]
+        open_rows = open_rows & ~(torch.isin(block, stops) & committed).any(1) & (written < max_new_tokens)
+        hidden = states.gather(1, judged.kept[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
+        first, first_log = judged.first, judged.first_log
+        if step % look_every == look_every - 1 and not open_rows.any():
+            break
+    whole = trim(tokens[:, :max_new_tokens], log_p[:, :max_new_tokens], stops, pad_token, len(accepted) + 1)
+    return Verified(**vars(whole), accepted=torch.stack(accepted, 1))
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """kept: (batch,) of the K−1 drafted tokens. log_p: (batch, K−1), of those tokens. first, first_log: (batch,), the
+    token after the last one kept."""
+
+    kept: Tensor
+    log_p: Tensor
+    first: Tensor
+    first_log: Tensor
+
+
+class _Drafter:
+    """The draft and its judgement under one way to verify, with the noise of both."""
+
+    def __init__(self, model: Any, warp: Warp, verify: str, seed: int, rows: Tensor, size: int, most: int) -> None:
+        self.model, self.warp, self.verify, self.size = model, warp, verify, size
+        self.seed, self.rows = seed, rows
+        self.last: tuple[Tensor, Tensor] | None = (
+            None  # the trunk's picks of the last pass, and how many drafts it kept
+        )
+        # drawn at once: of every pass K − 1 draws, K − 1 judgements and the next first token
+        self.uniform = Rng(seed, rows).uniform("verify", len(rows), most + 1, 2 * size - 1)
+
+    def begin(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        noise = self._noise(torch.zeros_like(self.rows), 1)[:, 0] if self.verify in SHARED else self.uniform[:, 0, -1]
+        return self.warp.draw(self.model.context(hidden).first_logits(), noise)
+
+    def draft(self, hidden: Tensor, first: Tensor, written: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """(batch, K) tokens and, for the rules, the law (batch, K−1, V) that all but the first were drawn from."""
+        if self.verify == "jacobi":
+            return self._last_picks(first), None
+        if self.verify in SHARED:
+            noise = self._noise(written, self.size)
+        else:  # the first token's place is not used
+            noise = torch.nn.functional.pad(self.uniform[:, step + 1, : self.size - 1], (1, 0))
+        context = self.model.context(hidden)
+        drawn = self.model.head.sample(context, self.warp, noise=noise, block_size=self.size, first=first)
+        if self.verify in SHARED:
+            return drawn.tokens, None
+        return drawn.tokens, torch.stack([drawn.conditional(k) for k in range(1, self.size)], 1)
+
+    def judge(self, logits: Tensor, block: Tensor, law: Tensor | None, written: Tensor, step: int) -> _Judged:
+        """logits: (batch, K, V), the trunk's after each token of the block."""
+        log_p = self.warp.log_prob(logits)
+        drafted = block[:, 1:]
+        told = log_p[:, :-1].gather(-1, drafted[..., None])[..., 0]
+        if law is None:
+            picks, logs = self.warp.draw(logits, self._noise(written + 1, self.size))
+            kept = agreement(picks, drafted)
+            self.last = picks, kept
+            first = picks.gather(1, kept[:, None])[:, 0]
+            return _Judged(kept, told, first, logs.gather(1, kept[:, None])[:, 0])
+        uniform = self.uniform[:, step + 1, self.size - 1 :]
+        verdict = RULES[self.verify](log_p, law, drafted, uniform[:, :-1])
+        first = inverse_cdf(verdict.law, uniform[:, -1])
+        rows = torch.arange(len(block), device=block.device)
+        return _Judged(verdict.kept, told, first, log_p[rows, verdict.kept, first])
+
+    def _noise(self, start: Tensor, count: int) -> Tensor:
+        """Of the places start..start+count−1 of each row's new text, whenever it is asked for: uniforms (batch, count),
+        or Gumbels (batch, count, V)."""
+        place = start[:, None] + torch.arange(count, device=start.device)
+        rng = Rng(self.seed, self.rows.repeat_interleave(count), place.flatten())
+        if self.verify != "gumbel":
+            return rng.uniform("place", place.numel(), 1).view(place.shape)
+        vocab = len(self.model.get_output_embeddings().weight)
+        uniform = rng.uniform("gumbel", place.numel(), vocab, dtype=torch.float64)
+        return (-(-uniform.log()).log()).float().view(*place.shape, vocab)
+
+    def _last_picks(self, first: Tensor) -> Tensor:
+        """The picks after the last one kept, moved to the front; what is missing repeats the last of them."""
+        if self.last is None:
+            return first[:, None].expand(-1, self.size)
+        picks, kept = self.last
+        return picks.gather(1, (kept[:, None] + torch.arange(self.size, device=first.device)).clamp_max(self.size - 1))
+
+
+def _left_aligned(ids: Tensor, mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Left-padded prompts moved to the front, and their lengths."""
+    ids = ids.to(device)
+    mask = torch.ones_like(ids) if mask is None else mask.to(device)
+    if not mask[:, -1].all():
+        raise ValueError("prompts must be padded on the left: their last token is what the head reads")
+    lengths = mask.sum(1)
+    shift = (ids.shape[1] - lengths)[:, None] + torch.arange(ids.shape[1], device=device)
+    return ids.gather(1, shift.clamp_max(ids.shape[1] - 1)), lengths

@@ -1,0 +1,135 @@
+"""Verified decoding writes what the trunk alone would, whatever the head drafts."""
+
+import itertools
+
+import pytest
+import torch
+from scipy import stats
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from flowmap.rng import Rng
+from mtp import MTPForCausalLM
+from mtp.decoding.direct import decode, pad_left
+from mtp.decoding.speculative import SHARED, VERIFY, decode_verified
+from mtp.decoding.warp import Warp
+
+PROMPTS = [[3, 7, 1], [5], [2, 9, 4, 4, 8]]
+
+
+def build(trunk, name="block-chain", block_size=3):
+    model = MTPForCausalLM.from_trunk(trunk, name, block_size).eval()
+    torch.manual_seed(2)
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def alone(model, prompt, row, length, warp, seed, verify):
+    """The trunk, one token a pass over the whole text, with the noise of each place."""
+    text = torch.tensor([prompt])
+    for place in range(length):
+        logits = model.trunk(text).logits[:, -1]
+        rng = Rng(seed, torch.tensor([row]), torch.tensor([place]))
+        if verify == "gumbel":
+            uniform = rng.uniform("gumbel", 1, logits.shape[-1], dtype=torch.float64)
+            token, _ = warp.draw(logits, (-(-uniform.log()).log()).float())
+        else:
+            token, _ = warp.draw(logits, rng.uniform("place", 1, 1)[:, 0])
+        text = torch.cat([text, token[:, None]], 1)
+    return text[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("verify", SHARED)
+@pytest.mark.parametrize("warp", [Warp(), Warp(0.7, 0.8)])
+def test_shared_noise_writes_the_trunks_own_text_word_for_word(trunk, verify, warp):
+    """Ragged prompts, rows that accept different lengths, a cache that is rolled back: nothing shows."""
+    model = build(trunk)
+    out = decode_verified(model, *pad_left(PROMPTS, 0), max_new_tokens=11, warp=warp, seed=9, verify=verify)
+    with torch.inference_mode():
+        for row, prompt in enumerate(PROMPTS):
+            assert out.tokens[row].tolist() == alone(model, prompt, row, 11, warp, 9, verify)
+    assert (out.accepted.sum(1) >= 11).all() and out.accepted.max() > 1
+
+
+@pytest.mark.parametrize("verify", VERIFY)
+def test_greedy_is_greedy(trunk, verify):
+    model = build(trunk, "recurrent-chain")
+    ids, mask = pad_left(PROMPTS, 0)
+    out = decode_verified(model, ids, mask, max_new_tokens=10, warp=Warp(0.0), verify=verify)
+    assert torch.equal(out.tokens, decode(model, ids, mask, max_new_tokens=10, warp=Warp(0.0), block_size=1).tokens)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Four words, so that all texts of four can be counted."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    trunk = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in trunk.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return build(trunk, "recurrent-chain")
+
+
+@pytest.mark.parametrize("verify", VERIFY)
+@pytest.mark.parametrize("warp", [Warp(), Warp(0.7, 0.9)])
+@torch.no_grad()
+def test_texts_follow_the_trunks_law(tiny, verify, warp):
+    """χ² over all texts of four tokens: two blocks or more, bonus tokens included."""
+    n, texts = 20_000, torch.tensor(list(itertools.product(range(4), repeat=4)))
+    prompt = [1, 2]
+    logits = tiny.trunk(torch.cat([torch.tensor([prompt]).expand(len(texts), -1), texts], 1)).logits[:, 1:-1]
+    expected = warp.log_prob(logits).gather(-1, texts[..., None])[..., 0].double().sum(1).exp() * n
+    ids, mask = pad_left([prompt] * n, 0)
+    out = decode_verified(tiny, ids, mask, max_new_tokens=4, warp=warp, seed=3, verify=verify)
+    observed = torch.bincount((out.tokens * torch.tensor([64, 16, 4, 1])).sum(1), minlength=256).double()
+    assert observed[expected == 0].sum() == 0
+    big = expected > 5
+    rest = torch.tensor([n - observed[big].sum(), n - expected[big].sum()]).clamp_min(1e-9)
+    pvalue = stats.chisquare(torch.cat([observed[big], rest[:1]]), torch.cat([expected[big], rest[1:]])).pvalue
+    assert pvalue > 1e-3
+    assert len(set(out.accepted[:, 0].tolist())) > 1  # rows do accept different lengths
+    scored = tiny.trunk(torch.cat([ids, out.tokens], 1)).logits[:, 1:-1]
+    told = warp.log_prob(scored).gather(-1, out.tokens[..., None])[..., 0]
+    assert torch.allclose(out.log_q, told, atol=1e-4)
+
+
+def test_a_row_is_the_same_text_in_any_batch(trunk):
+    model = build(trunk)
+    ids, mask = pad_left([[3, 7]] * 6, 0)
+    whole = decode_verified(model, ids, mask, max_new_tokens=9, seed=4, verify="block")
+    part = decode_verified(
+        model, ids[:2], mask[:2], max_new_tokens=9, seed=4, verify="block", rows=torch.tensor([4, 5])
+    )
+    assert torch.equal(whole.tokens[4:], part.tokens)
+
+
+@pytest.mark.parametrize("verify", ["token", "gumbel"])
+def test_stop_tokens_end_a_row_there_and_nowhere_else(trunk, verify):
+    model = build(trunk, block_size=4)
+    ids, mask = pad_left(PROMPTS * 4, 0)
+    free = decode_verified(model, ids, mask, max_new_tokens=22, seed=1, verify=verify)
+    stops = (6, 11)
+    out = decode_verified(model, ids, mask, max_new_tokens=22, seed=1, verify=verify, stop_tokens=stops, pad_token=19)
+    for row in range(len(ids)):
+        text = free.tokens[row].tolist()
+        ends = [i + 1 for i, token in enumerate(text) if token in stops]
+        length = ends[0] if ends else 22
+        assert out.lengths[row] == length and bool(out.stopped[row]) == bool(ends)
+        assert out.tokens[row, :length].tolist() == text[:length] and (out.tokens[row, length:] == 19).all()
+    assert len(set(out.lengths.tolist())) > 2
+
+
+def test_what_cannot_be_verified_is_refused(trunk):
+    model = MTPForCausalLM.from_trunk(trunk)
+    ids, mask = pad_left(PROMPTS, 0)
+    with pytest.raises(ValueError, match="joint head"):
+        decode_verified(model, ids, mask, max_new_tokens=4)
+    with pytest.raises(ValueError, match="known are token, block"):
+        decode_verified(model, ids, mask, max_new_tokens=4, verify="tokens")
+    assert (
+        decode_verified(model, ids, mask, max_new_tokens=4, verify="jacobi", block_size=3).lengths.tolist() == [4] * 3
+    )
