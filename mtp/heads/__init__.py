@@ -13,6 +13,14 @@ _HOMES = {
     "first-order-chain": ("mtp.heads.chains", "FirstOrderChain"),
     "recurrent-chain": ("mtp.heads.chains", "RecurrentChain"),
     "block-chain": ("mtp.heads.block_chain", "BlockChain"),
+    "lattice-chain": ("mtp.heads.lattice", "LatticeChain"),
+    "gru-chain": ("mtp.heads.chains", "GRUChain"),
+    "blockwise": ("mtp.heads.independent", "BlockwiseHead"),
+    "medusa": ("mtp.heads.medusa", "MedusaHead"),
+    "mixture": ("mtp.heads.circuits", "MixtureHead"),
+    "mixture-of-chains": ("mtp.heads.circuits", "MixtureOfChains"),
+    "hidden-markov": ("mtp.heads.circuits", "HiddenMarkovHead"),
+    "tree": ("mtp.heads.circuits", "TreeHead"),
 }
 NAMES = tuple(_HOMES)
 

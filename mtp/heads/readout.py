@@ -30,7 +30,9 @@ class ReadoutHead(JointHead):
     ) -> None:
         """projection_width: inner width of f_k, default 2·hidden_size. rank: ρ, 0 for no correction."""
         super().__init__(hidden_size, vocab_size, block_size)
-        self.projection = PositionProjection(hidden_size, block_size - 1, projection_width or 2 * hidden_size)
+        self.projection: nn.Module = PositionProjection(
+            hidden_size, block_size - 1, projection_width or 2 * hidden_size
+        )
         if rank:
             # zero at the start, so that every chain begins as the independent head
             self.readout = nn.Parameter(torch.zeros(vocab_size, rank))
@@ -121,3 +123,18 @@ class PositionProjection(nn.Module):
         """(N, d) → (N, M, d): f_2..f_{M+1}."""
         up = torch.matmul(self.norm(hidden), self.up[:num_positions])
         return hidden[:, None] + torch.bmm(nn.functional.silu(up), self.down[:num_positions]).transpose(0, 1)
+
+
+class SharedProjection(nn.Module):
+    """f_k(h) = h + W_k^down ReLU(W^up norm(h)), all positions from one hidden layer (1811.03115)."""
+
+    def __init__(self, hidden_size: int, num_positions: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden_size)
+        self.up = nn.Linear(hidden_size, width)
+        self.down = nn.Parameter(torch.zeros(num_positions, width, hidden_size))
+
+    def forward(self, hidden: Tensor, num_positions: int) -> Tensor:
+        """(N, d) → (N, M, d): f_2..f_{M+1}."""
+        inner = nn.functional.relu(self.up(self.norm(hidden)))
+        return hidden[:, None] + torch.matmul(inner, self.down[:num_positions]).transpose(0, 1)

@@ -8,11 +8,14 @@ from scipy import stats
 
 from flowmap.rng import Rng
 from mtp.decoding.warp import Warp
-from mtp.heads import NAMES, build_head
+from mtp.heads import NAMES, build_head, option_names
 from mtp.heads.base import BlockContext
 
 V, D, N = 5, 8, 3
-CHAINS = [name for name in NAMES if name != "independent"]
+CHAINS = [name for name in NAMES if name.endswith("-chain")]
+BLIND = ["independent", "blockwise", "medusa"]
+"""Heads whose positions do not see each other."""
+OPTIONS = {"rank": 6, "components": 3, "candidates": 3}
 
 
 def context(dtype=torch.float64, vocab=V, anchors=N, bias=False):
@@ -29,7 +32,7 @@ def head(name, block_size=3, vocab=V, trained=True, dtype=torch.float64):
         embedding_size=D,
         vocab_size=vocab,
         block_size=block_size,
-        **({} if name == "independent" else {"rank": 6}),
+        **{key: value for key, value in OPTIONS.items() if key in option_names(name)},
     ).to(dtype)
     if trained:  # leave the zeros of the initialisation
         for parameter in made.parameters():
@@ -56,7 +59,7 @@ def test_a_fresh_chain_is_the_independent_head(name):
     ctx, blocks = context(), all_blocks(3)[:N]
     chain, independent = head(name, trained=False), head("independent", trained=False)
     independent.projection.load_state_dict(chain.projection.state_dict())
-    assert torch.equal(chain.log_prob(ctx, blocks), independent.log_prob(ctx, blocks))
+    assert torch.allclose(chain.log_prob(ctx, blocks), independent.log_prob(ctx, blocks), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,17 +137,88 @@ def test_nll_is_the_naive_masked_sum_and_so_is_its_gradient(name):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_the_independent_heads_marginal_and_mode_are_exact():
-    ctx, made = context(), head("independent")
+@pytest.mark.parametrize("name", BLIND)
+def test_the_marginal_and_mode_of_independent_positions_are_exact(name):
+    ctx, made = context(), head(name)
     marginal = made.marginal(ctx)
     blocks = made.mode(ctx)
     assert torch.allclose(made.log_prob(ctx, blocks).double(), marginal.max(-1).values.double(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CHAINS)
-def test_what_a_chain_cannot_do_it_says(name):
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in BLIND])
+def test_what_a_head_cannot_do_it_says(name):
     with pytest.raises(NotImplementedError, match=name):
         head(name).marginal(context())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_token_that_is_known_is_kept_and_the_rest_follows_it(name):
+    ctx, made, first = context(), head(name), torch.tensor([4, 0, 2])
+    draft = made.sample(ctx, Warp(), Rng(1, torch.arange(N)), first=first)
+    assert torch.equal(draft.tokens[:, 0], first) and (draft.log_q[:, 0] == 0).all()
+    assert torch.allclose(draft.log_q[:, 1:], made.log_prob(ctx, draft.tokens)[:, 1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gumbels_draw_the_largest_noisy_logit(name):
+    ctx, made = context(), head(name)
+    gumbel = torch.randn(N, 3, V, generator=torch.Generator().manual_seed(0))
+    draft = made.sample(ctx, Warp(), noise=gumbel)
+    for k in range(3):
+        assert torch.equal(draft.tokens[:, k], (draft.conditional(k) + gumbel[:, k]).argmax(-1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shorter_block_has_the_law_of_the_longer_ones_beginning(name):
+    ctx, made, blocks = context(), head(name, 5), all_blocks(5)[::997][:N]
+    assert torch.allclose(made.log_prob(ctx, blocks)[:, :3], made.log_prob(ctx, blocks[:, :3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mixture", "hidden-markov", "tree"])
+def test_one_component_is_independent_and_several_are_not(name):
+    ctx = context(anchors=1)
+    a, b = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 3, 2]])
+    for components, same in ((1, True), (3, False)):
+        torch.manual_seed(0)
+        made = build_head(
+            name, hidden_size=D, embedding_size=D, vocab_size=V, block_size=3, components=components
+        ).double()
+        for parameter in made.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        assert torch.allclose(made.log_prob(ctx, a)[0, 2], made.log_prob(ctx, b)[0, 2], atol=1e-6) == same
+
+
+@pytest.mark.parametrize("name", ["mixture", "hidden-markov", "tree", "mixture-of-chains"])
+def test_circuits_are_the_sums_they_are_said_to_be(name):
+    """By brute force over all states of the latent."""
+    ctx, made, x = context(anchors=1), head(name, 4), torch.tensor([[1, 4, 0, 3]])
+    r = made.components
+    f, weights = made._inputs(ctx, x[:, 0], 3)[0], made._weights(ctx, x[:, 0])[0].double()
+    logits = f @ ctx.unembedding.T
+    if name == "mixture-of-chains":
+        logits = logits + (made.token(x[0, :-1]) @ made.readout.T)[:, None]
+    phi = logits.softmax(-1)[torch.arange(3), :, x[0, 1:]]  # (M, r)
+    root, steps = weights[:r].softmax(-1), None
+    if name in ("hidden-markov", "tree"):
+        steps = weights[r:].view(2, r, r).softmax(-1)
+    total = 0.0
+    for z in itertools.product(range(r), repeat=3):
+        if name == "hidden-markov":
+            path = root[z[0]] * steps[0, z[0], z[1]] * steps[1, z[1], z[2]]
+        elif name == "tree":  # the pair (3, 4) first, then the root's r sums of (2) × that
+            path = sum(root[a] * steps[1, a, z[0]] * steps[0, z[0], z[1]] for a in range(r)) if z[1] == z[2] else 0.0
+        else:
+            path = root[z[0]] if z[0] == z[1] == z[2] else 0.0
+        total = total + path * phi[0, z[0]] * phi[1, z[1]] * phi[2, z[2]]
+    assert made.log_prob(ctx, x)[0, 1:].sum().exp().item() == pytest.approx(total.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["blockwise", "medusa"])
+def test_a_fresh_baseline_is_the_trunks_next_token_law_at_every_place(name):
+    ctx, made = context(), head(name, trained=False)
+    assert torch.allclose(
+        made.marginal(ctx), ctx.first_logits()[:, None].float().log_softmax(-1).expand(-1, 3, -1), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("block_size", [1, 17])
