@@ -65,7 +65,7 @@ def measure(
         "block": block, "verify": verify, "temperature": warp.temperature, "top_p": warp.top_p, "dtype": "float32",
         "ema": run.ema, "batch": batch, "new": new, "prompt": length,
     }  # fmt: skip
-    common = {
+    common: dict[str, Any] = {
         "on": run.config.get("data", {}).get("name") or run.config.get("data", {}).get("suite") or "text",
         "subject": run.subject, "kind": "estimate", "n": num, "run": run.name, "train_seed": run.train_seed,
         "sample_seed": seed, "contract": contract,

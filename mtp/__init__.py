@@ -15,6 +15,7 @@ _HOMES = {
     "Warp": "mtp.decoding.warp",
     "build_head": "mtp.heads",
     "decode": "mtp.decoding.direct",
+    "decode_verified": "mtp.decoding.speculative",
     "MTPConfig": "mtp.model",
     "MTPForCausalLM": "mtp.model",
 }
