@@ -1,9 +1,10 @@
 """Cross-entropy of trunk and joint head on every position's next K tokens.
 
-    L = Σ_i [ −log p(x_{i+1} | h_i) + w · 1/(K−1) Σ_{k≥2} −log q(x_{i+k} | h_i, x_{i+1..i+k−1}) ] / count
+    L = Σ_i [ −log p(x_{i+1} | h_i) + w · 1/(K−1) Σ_{k≥2} w_k · −log q(x_{i+k} | h_i, x_{i+1..i+k−1}) ] / count
 
 The first term is the trunk's own; a frozen trunk has none. The head may be scored on a fraction of
-the positions: its sum is scaled up, so that the expected gradient stays the same.
+the positions: its sum is scaled up, so that the expected gradient stays the same. In the head's place of the plain
+loss may stand its distance to the trunk's full law (losses/distillation.py); what is reported is the plain one.
 """
 
 import torch
@@ -12,15 +13,32 @@ from torch import Tensor
 from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from mtp.batch import TokenBatch
+from mtp.heads.base import BlockContext
+from mtp.losses.distillation import KINDS, divergence
 from mtp.losses.linear_nll import weighted_nll
+from mtp.losses.weights import WEIGHTINGS
 
 
 class JointCrossEntropy(Objective):
+    """weighting: of positions, a name of losses/weights.py. distill: one of losses/distillation.py, or None."""
+
     coupling = "sample"
 
-    def __init__(self, frozen_trunk: bool = False, head_weight: float = 1.0, anchor_fraction: float = 1.0) -> None:
+    def __init__(
+        self,
+        frozen_trunk: bool = False,
+        head_weight: float = 1.0,
+        anchor_fraction: float = 1.0,
+        weighting: str = "uniform",
+        distill: str | None = None,
+    ) -> None:
         super().__init__()
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"position weights {weighting!r}: known are {', '.join(WEIGHTINGS)}")
+        if distill is not None and distill not in KINDS:
+            raise ValueError(f"distillation {distill!r}: known are {', '.join(KINDS)}")
         self.frozen_trunk, self.head_weight, self.anchor_fraction = frozen_trunk, head_weight, anchor_fraction
+        self.weighting, self.distill = weighting, distill
 
     def forward(self, model, batch: TokenBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         hidden = batch.hidden
@@ -32,7 +50,7 @@ class JointCrossEntropy(Objective):
         count = anchors.sum().float()
         total, metrics = torch.zeros((), device=hidden.device), {}
         if not self.frozen_trunk or not self.training:
-            ctx, target, _ = _select(model, hidden, targets, mask, anchors)
+            ctx, target = model.context(hidden[anchors]), targets[anchors]
             first, _ = weighted_nll(
                 [ctx.hidden], [ctx.unembedding], target[:, 0], torch.ones(len(target), device=hidden.device), ctx.bias
             )
@@ -45,16 +63,42 @@ class JointCrossEntropy(Objective):
             if self.anchor_fraction < 1 and self.training:
                 kept = rng.uniform("anchors", *anchors.shape).to(anchors.device) < self.anchor_fraction
                 anchors = anchors & kept
-            ctx, target, inside = _select(model, hidden, targets, mask, anchors)
-            block = model.head.nll(ctx, target, inside)
+            loss, more = self._head(model, hidden, targets, mask, anchors)
             scale = self.head_weight / (targets.shape[-1] - 1)
-            total = total + block.loss * (scale / (self.anchor_fraction if self.training else 1))
-            for k in range(1, targets.shape[-1]):
-                metrics[f"nll_{k + 1}"] = (block.sum[k], block.count[k])
-            metrics["head_nll"] = (block.sum.sum(), block.count.sum())
+            total = total + loss * (scale / (self.anchor_fraction if self.training else 1))
+            metrics |= more
         return Loss(total, count, metrics)
 
+    def _head(self, model, hidden: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor):
+        """The head's loss over the anchors' blocks, and its metrics. hidden: (batch, length, d)."""
+        ctx, target, inside = model.context(hidden[anchors]), targets[anchors], mask[anchors]
+        weights = self._weights(model.head, ctx, target, inside)
+        metrics = {}
+        if self.distill is not None and self.training:
+            states, known = _next_states(hidden.detach(), anchors, target.shape[1] - 1)
+            counted = inside[:, 1:] & known
+            loss, overlap = divergence(model.head, ctx, target, states, weights[:, 1:] * counted, self.distill)
+            metrics["acceptance"] = ((overlap * counted).sum(), counted.sum().float())
+            return loss, metrics
+        block = model.head.nll(ctx, target, inside, weights)
+        for k in range(1, targets.shape[-1]):
+            metrics[f"nll_{k + 1}"] = (block.sum[k], block.count[k])
+        metrics["head_nll"] = (block.sum.sum(), block.count.sum())
+        return block.loss, metrics
 
-def _select(model, hidden: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor):
-    """The chosen positions as rows: a head's context, targets (N, K) and mask (N, K)."""
-    return model.context(hidden[anchors]), targets[anchors], mask[anchors]
+    @torch.no_grad()
+    def _weights(self, head, ctx: BlockContext, target: Tensor, inside: Tensor) -> Tensor:
+        """(N, K). Only weights that look at what the head says cost a pass of it."""
+        log_q = torch.zeros(target.shape, device=target.device)
+        if self.weighting == "d-pace" and self.training:
+            log_q = head.log_prob(ctx, target).float()
+        return WEIGHTINGS[self.weighting if self.training else "uniform"](log_q, inside)
+
+
+def _next_states(hidden: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The trunk's states at the `count` positions after each anchor, (N, count, d), and which of them the window
+    holds, (N, count)."""
+    row, place = torch.nonzero(anchors, as_tuple=True)
+    index = place[:, None] + 1 + torch.arange(count, device=hidden.device)
+    known = index < hidden.shape[1]
+    return hidden[row[:, None], index.clamp_max(hidden.shape[1] - 1)], known

@@ -109,6 +109,10 @@ class HeadConfig:
     """of the head's loss beside the trunk's"""
     anchor_fraction: Share = 1.0
     """score the head on this fraction of the positions"""
+    weighting: str | None = None
+    """of the block's positions: decay, d-pace; none: all alike"""
+    distill: str | None = None
+    """teach the head the trunk's full law of each position instead of its token: cross-entropy, total-variation, hybrid"""
     starts_only: bool = False
     """suites and cases: train the head only where decoding hangs its blocks, at the prompt's end and every K
     tokens after it; K times less work, and the run can then be probed with blocks of K alone"""

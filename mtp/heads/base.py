@@ -80,6 +80,11 @@ class JointHead(nn.Module):
         """x: (N, K') with K' ≤ K → log q(x_k | x_<k) in nats, (N, K'). Differentiable."""
         raise NotImplementedError
 
+    def law(self, ctx: BlockContext, x: Tensor) -> Tensor:
+        """x: (N, K') → log q(· | x_<k) of positions 2..K', (N, K'−1, V), teacher-forced and differentiable; the last
+        column of x is not looked at. All of it at once: give a few anchors at a time."""
+        raise NotImplementedError(f"{self.name} gives no conditional laws")
+
     def sample(
         self,
         ctx: BlockContext,

@@ -73,6 +73,18 @@ class CircuitHead(JointHead):
         first = -row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]
         return first if x.shape[1] == 1 else torch.cat([first, self._modelled(ctx, x)], 1)
 
+    def law(self, ctx, x):
+        count = x.shape[1] - 1
+        log_phi = nn.functional.linear(self._inputs(ctx, x[:, 0], count), ctx.unembedding, ctx.bias)  # (N, M', r, V)
+        if self.chained:
+            log_phi = log_phi + nn.functional.linear(self.token(x[:, :-1]), self.readout)[:, :, None]
+        log_phi, weights = log_phi.float().log_softmax(-1), self._weights(ctx, x[:, 0])
+        told = x[:, 1:, None, None].expand(-1, -1, self.components, 1)
+        leaves = nn.functional.pad(log_phi.gather(-1, told)[..., 0], (0, 0, 0, self.modelled - count))
+        place = torch.arange(self.modelled, device=x.device)[:, None]
+        posterior = [self._posterior(weights, leaves * (place < k), k) for k in range(count)]
+        return (torch.stack(posterior, 1)[..., None] + log_phi).logsumexp(-2)
+
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
         size = block_size or self.block_size
         if size > self.block_size:

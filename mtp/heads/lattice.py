@@ -82,6 +82,11 @@ class LatticeChain(ReadoutHead):
             candidates=self.candidates,
         )
 
+    def law(self, ctx, x):
+        logits, lattice = self._slots(ctx, x.shape[1])
+        on = lattice.on(self.token(x[:, :-1])[:, :, None], self.readout)[:, :, 0]
+        return lattice.off(logits[:, 1:]).scatter(-1, lattice.tokens, on)
+
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
         """Position by position. The warp applies to the whole of q_k; `Draft.logits` are log q_k."""
         size = self._size(block_size)

@@ -42,6 +42,9 @@ class MedusaHead(JointHead):
             columns.append(row_nll([f, f], [ctx.unembedding, self.tables[k - 1]], x[:, k].contiguous(), ctx.bias))
         return -torch.stack(columns, 1)
 
+    def law(self, ctx, x):
+        return torch.stack(self._logits(ctx, x.shape[1])[1:], 1).float().log_softmax(-1)
+
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
         size = block_size or self.block_size
         if size > self.block_size:

@@ -69,6 +69,12 @@ class ReadoutHead(JointHead):
             nll = torch.cat([nll, rest.view(len(x), x.shape[1] - 1)], 1)
         return -nll
 
+    def law(self, ctx, x):
+        inputs, tables = self._terms(ctx, x[:, :-1])
+        parts = [nn.functional.linear(i, table).float() for i, table in zip(inputs, tables, strict=True)]
+        logits = sum(parts[1:], parts[0])
+        return (logits if ctx.bias is None else logits + ctx.bias).log_softmax(-1)
+
     def _terms(self, ctx: BlockContext, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Readout inputs (N, M, F_i) and tables (V, F_i) of positions 2..M+1, given x_1..x_M."""
         base = self.projection(ctx.hidden, x.shape[1])

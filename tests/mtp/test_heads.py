@@ -169,6 +169,19 @@ def test_gumbels_draw_the_largest_noisy_logit(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_law_of_every_position_is_what_log_prob_reads_from_it(name, bias):
+    ctx, made, blocks = context(bias=bias), head(name, 4), all_blocks(4)[::211][:N]
+    for size in (2, 4):
+        law = made.law(ctx, blocks[:, :size])
+        assert law.shape == (N, size - 1, V) and torch.allclose(
+            law.exp().sum(-1).double(), torch.ones(N, size - 1).double(), atol=1e-6
+        )
+        read = law.gather(-1, blocks[:, 1:size, None])[..., 0]
+        assert torch.allclose(read.double(), made.log_prob(ctx, blocks[:, :size])[:, 1:].double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shorter_block_has_the_law_of_the_longer_ones_beginning(name):
     ctx, made, blocks = context(), head(name, 5), all_blocks(5)[::997][:N]
     assert torch.allclose(made.log_prob(ctx, blocks)[:, :3], made.log_prob(ctx, blocks[:, :3]), atol=1e-6)

@@ -99,3 +99,26 @@ def test_scoring_a_fraction_of_the_positions_is_unbiased(trunk):
     part = JointCrossEntropy(frozen_trunk=True, anchor_fraction=0.25)
     draws = torch.stack([part(model, batch, rng=Rng(s, torch.arange(3)), step=0).sum.detach() for s in range(400)])
     assert abs(draws.mean() - whole.sum) < 4 * draws.std() / 20
+
+
+@pytest.mark.parametrize("options", [{"distill": "hybrid"}, {"distill": "cross-entropy"}, {"weighting": "d-pace"}])
+def test_other_losses_do_not_depend_on_how_a_batch_is_cut(trunk, options):
+    """Rows one by one give what the whole gives, so that micro-batches and ranks change nothing."""
+    model, batch = MTPForCausalLM.from_trunk(trunk, "block-chain", 3, rank=4), make_batch()
+    objective = JointCrossEntropy(frozen_trunk=True, **options).train()
+    whole = objective(model, batch, rng=Rng(0, torch.arange(3)), step=0)
+    parts = []
+    for row in range(3):
+        one = TokenBatch(*(x[row : row + 1] for x in (batch.tokens, batch.document, batch.scored)), batch.length)
+        parts.append(objective(model, one, rng=Rng(0, torch.tensor([row])), step=0))
+    assert sum(part.sum.item() for part in parts) == pytest.approx(whole.sum.item(), rel=1e-4)
+    assert sum(part.count.item() for part in parts) == whole.count.item()
+    whole.sum.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.head.parameters())
+
+
+def test_unknown_losses_are_named():
+    with pytest.raises(ValueError, match="known are uniform, decay, d-pace"):
+        JointCrossEntropy(weighting="linear")
+    with pytest.raises(ValueError, match="known are cross-entropy"):
+        JointCrossEntropy(distill="kl")
