@@ -121,6 +121,10 @@ def speed(argv: list[str]) -> None:
         """CPU threads, default torch's"""
         compile: bool = False
         """also with the trunk's pass compiled"""
+        verify: tuple[Literal["token", "block", "gumbel", "inverse-cdf"], ...] = ()
+        """also decode with the trunk judging each head's draft, by these rules"""
+        acceptance: Path | None = None
+        """with --verify: JSON of leaplm accept, whose accepted tokens are replayed where the weights are random"""
         train: bool = False
         """the training step instead: trunk alone, trunk and head at every position and at a quarter of them"""
         json: Path | None = None
@@ -134,6 +138,10 @@ def speed(argv: list[str]) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be numbers of 1 or above")
     if min(args.prompt, args.new, args.rounds, args.rank, args.threads or 1) < 1:
         raise ValueError("--prompt, --new, --rounds, --rank and --threads must be 1 or above")
+    if args.verify and args.reference and not args.acceptance:
+        raise ValueError(
+            "random weights draft nothing: with --reference --verify give --acceptance FILE of leaplm accept"
+        )
     if any(args.new % block for block in args.blocks):
         raise ValueError(f"--new {args.new} must be a multiple of every block of --blocks")
     from eval.speed.command import run

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from eval.loading import LoadedRun, load_run
-from eval.records import keep_records, write_records
+from eval.records import keep_records, read_records, write_records
 from eval.samples import held_out_windows
 from eval.speed.decoding import Contender, Setting, contenders, measure
 from eval.speed.floor import measure_machine
@@ -30,6 +30,7 @@ def run(args: Any, command: list[str]) -> None:
         f"{name}; reads {machine.bandwidth / 1e9:.0f} GB/s, multiplies {machine.throughput / 1e12:.2f} TFLOP/s; "
         f"prompt {args.prompt}, {args.new} new tokens, temperature {args.temperature}"
     )
+    acceptance = read_records(args.acceptance) if args.acceptance else []
     records: list[dict[str, Any]] = []
     for on, trunk, heads, run in _subjects(args, dtype, device, threads):
         if args.train:
@@ -37,7 +38,9 @@ def run(args: Any, command: list[str]) -> None:
             continue
         for batch in args.batch_sizes:
             prompts = run and _prompts(run, batch, args.prompt)
-            setting = Setting(on, batch, args.prompt, args.new, args.temperature, args.rounds, prompts)
+            setting = Setting(
+                on, batch, args.prompt, args.new, args.temperature, args.rounds, prompts, args.verify, acceptance
+            )
             parts = contenders(trunk, heads, setting, args.compile)
             made = measure(parts, setting, machine, name, device)
             _print(on, batch, parts, made)

@@ -1,7 +1,8 @@
 """Decoding speed: every way to write the same number of tokens, interleaved on one machine.
 
 Prefill is measured apart. The decode time of a contender is that of writing T tokens beyond its first
-block less that of writing the first block alone, so every contender pays T/K passes for T tokens.
+block less that of writing the first block alone, so every contender pays T/K passes for T tokens (verified: as many as
+the tokens kept ask for).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,23 +16,31 @@ from eval.speed.floor import Machine, Work, measure_work
 from eval.speed.memory import peak_memory
 from eval.speed.timing import interleaved, load_average, pair_ratio
 from mtp.decoding.direct import compiled_step, decode
+from mtp.decoding.speculative import Verified, decode_verified
 from mtp.decoding.warp import Warp
 from mtp.model import MTPForCausalLM
 
 
 @dataclass(frozen=True)
 class Contender:
-    """write: number of new tokens → does it. block: tokens a pass. work: of one pass beyond the prompt."""
+    """write: number of new tokens → does it. block: tokens that a pass draws or judges. work: of one pass beyond the
+    prompt. committed: tokens that a pass adds, default the block. more: of the contract."""
 
     subject: str
     block: int
     write: Callable[[int], object]
     work: Work
     more: dict[str, Any]
+    verify: str = "none"
+    committed: float | None = None
 
     @property
     def name(self) -> str:
-        return " ".join([self.subject, *(["K=" + str(self.block)] if self.block > 1 else []), *self.more])
+        size = ["K=" + str(self.block)] if self.block > 1 else []
+        return " ".join([self.subject, *size, *(["compiled"] if "compiled" in self.more else []), *self._rule()])
+
+    def _rule(self) -> list[str]:
+        return [] if self.verify == "none" or self.subject == "prompt-lookup" else [self.verify]
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,10 @@ class Setting:
     temperature: float = 1.0
     rounds: int = 15
     prompts: torch.Tensor | None = None
+    verify: Sequence[str] = ()
+    """rules to decode with besides direct decoding"""
+    acceptance: Sequence[dict[str, Any]] = ()
+    """records of `leaplm accept` whose accepted tokens are replayed, where the weights measured here draft nothing"""
 
 
 def contenders(
@@ -71,7 +84,9 @@ def contenders(
         found.append(Contender("trunk", 1, direct(alone, 1, step_states=step), found[0].work, {"compiled": True}))
     found.append(Contender("transformers", 1, _generate(trunk, ids, setting), found[0].work, {}))
     if setting.batch == 1:
-        found.append(Contender("prompt-lookup", 1, _generate(trunk, ids, setting, lookup=4), found[0].work, {}))
+        found.append(
+            Contender("prompt-lookup", 1, _generate(trunk, ids, setting, lookup=4), found[0].work, {}, "token")
+        )
     for model, block in heads:
         work = pass_work(model, block, setting)
         found.append(Contender(str(model.config.head), block, direct(model, block), work, {}))
@@ -79,7 +94,41 @@ def contenders(
             step = compiled_step(model)
             write = direct(model, block, step_states=step)
             found.append(Contender(str(model.config.head), block, write, work, {"compiled": True}))
+        found += [_verified(model, block, rule, ids, warp, setting) for rule in setting.verify]
     return found
+
+
+def _verified(
+    model: MTPForCausalLM, block: int, rule: str, ids: torch.Tensor, warp: Warp, setting: Setting
+) -> Contender:
+    """All the work of a draft and its judgement, with the tokens that the rule keeps, or those replayed."""
+    subject, replay = str(model.config.head), None
+    if setting.acceptance:
+        shares = torch.tensor(conditional(setting.acceptance, subject, block, rule, setting.temperature))
+        uniform = torch.rand(setting.batch, setting.new + block, block - 1, generator=torch.Generator().manual_seed(0))
+        replay = (uniform < shares).long().cumprod(-1).sum(-1).to(ids.device)
+
+    def write(new: int) -> Verified:
+        return decode_verified(model, ids, max_new_tokens=new, warp=warp, block_size=block, verify=rule, replay=replay)
+
+    accepted = write(setting.new).accepted_length
+    more = {"accepted_length": round(accepted, 3), "replayed": replay is not None}
+    return Contender(subject, block, write, pass_work(model, block, setting, judged=True), more, rule, accepted)
+
+
+def conditional(
+    records: Sequence[dict[str, Any]], subject: str, block: int, rule: str, temperature: float
+) -> list[float]:
+    """That head's conditional acceptance of positions 2..K, 0 where no pass came so far; means over seeds."""
+    wanted = {"block": block, "verify": rule, "temperature": temperature}
+    found: dict[int, list[float]] = {}
+    for r in records:
+        alike = all(r["contract"].get(key) == value for key, value in wanted.items())
+        if alike and r["metric"] == "conditional_acceptance" and r["subject"] == subject:
+            found.setdefault(r["position"], []).append(r["value"])
+    if not found:
+        raise ValueError(f"no acceptance of {subject} with K = {block}, rule {rule}, temperature {temperature:g}")
+    return [sum(v) / len(v) if (v := found.get(k)) else 0.0 for k in range(2, block + 1)]
 
 
 def _generate(trunk: Any, ids: torch.Tensor, setting: Setting, lookup: int | None = None) -> Callable[[int], object]:
@@ -103,8 +152,9 @@ def _generate(trunk: Any, ids: torch.Tensor, setting: Setting, lookup: int | Non
     return write
 
 
-def pass_work(model: MTPForCausalLM, block: int, setting: Setting) -> Work:
-    """Matrix products of one pass after the prompt: trunk on the block just written, head on the next."""
+def pass_work(model: MTPForCausalLM, block: int, setting: Setting, judged: bool = False) -> Work:
+    """Matrix products of one pass after the prompt: trunk on the block just written, head on the next. judged: the
+    trunk's logits of every token of the block too."""
     device = next(model.parameters()).device
     ids = torch.zeros(setting.batch, setting.prompt, dtype=torch.int64, device=device)
     with torch.no_grad():
@@ -114,6 +164,8 @@ def pass_work(model: MTPForCausalLM, block: int, setting: Setting) -> Work:
         def one_pass() -> None:
             hidden, _ = model.states(ids[:, :block], past_key_values=cache, use_cache=True)
             context = model.context(hidden[:, -1])
+            if judged:
+                model.context(hidden.flatten(0, 1)).first_logits()
             if model.head is None:
                 context.first_logits()
             else:
@@ -146,11 +198,12 @@ def measure(
     for c in parts:
         rate = pair_ratio(torch.full((setting.rounds,), setting.batch * setting.new).numpy(), decoding[c.name])
         gain = pair_ratio(decoding[parts[0].name], decoding[c.name])
-        passes = setting.new / c.block
+        committed = c.committed or c.block
+        passes = setting.new / committed
         floor = machine.seconds(c.work) * passes / (setting.batch * setting.new)
         contract = {
             "block": c.block, "temperature": setting.temperature, "top_p": 1.0, "batch": setting.batch, "dtype": dtype,
-            "prompt": setting.prompt, "prompts": "random tokens" if setting.prompts is None else "held-out text", "new": setting.new, "verify": "token" if c.subject == "prompt-lookup" else "none",
+            "prompt": setting.prompt, "prompts": "random tokens" if setting.prompts is None else "held-out text", "new": setting.new, "verify": c.verify,
             "static_cache": c.subject not in ("transformers", "prompt-lookup"), **c.more,
         }  # fmt: skip
         common: dict[str, Any] = {
@@ -159,8 +212,8 @@ def measure(
         }  # fmt: skip
         prefill = pair_ratio(seconds[f"{c.name}, short"], torch.ones(setting.rounds).numpy())
         floors: dict[str, Any] = {
-            "floor_bytes": c.work.bytes / c.block / setting.batch,
-            "floor_flops": c.work.flops / c.block / setting.batch,
+            "floor_bytes": c.work.bytes / committed / setting.batch,
+            "floor_flops": c.work.flops / committed / setting.batch,
             "floor_share": floor * rate.value,
         }
         for metric, ratio, unit, more in (

@@ -55,8 +55,10 @@ def decode_verified(
     block_size: int | None = None,
     stop_tokens: tuple[int, ...] = (),
     pad_token: int = 0,
+    replay: Tensor | None = None,
 ) -> Verified:
-    """As `direct.decode`; verify: one of VERIFY. block_size: tokens a pass judges, for jacobi any number."""
+    """As `direct.decode`; verify: one of VERIFY. block_size: tokens a pass judges, for jacobi any number. replay:
+    (batch, n) drafted tokens to keep, pass by pass and over again, whatever the rule says: for timing alone."""
     if verify not in VERIFY:
         raise ValueError(f"verify {verify!r}: known are {', '.join(VERIFY)}")
     size = (block_size or 4) if verify == "jacobi" else block_size_of(model, block_size)
@@ -86,17 +88,18 @@ def decode_verified(
         states, _ = model.states(block, mask, places, cache, True)
         logits = model.context(states.flatten(0, 1)).first_logits().view(batch, size, -1)
         judged = drafter.judge(logits, block, law, written, step)
+        kept = judged.kept if replay is None else replay[:, step % replay.shape[1]]
         logs = torch.cat([first_log[:, None], judged.log_p], 1)
         index = written[:, None] + torch.arange(size, device=device)
         tokens.scatter_(1, index, block)
         log_p.scatter_(1, index, logs)
-        count = (judged.kept + 1) * open_rows
+        count = (kept + 1) * open_rows
         accepted.append(count)
         written = written + count
         cache.lengths = cache.lengths + count
         committed = torch.arange(size, device=device) < count[:, None]
         open_rows = open_rows & ~(torch.isin(block, stops) & committed).any(1) & (written < max_new_tokens)
-        hidden = states.gather(1, judged.kept[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
+        hidden = states.gather(1, kept[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
         first, first_log = judged.first, judged.first_log
         if step % look_every == look_every - 1 and not open_rows.any():
             break

@@ -123,3 +123,31 @@ def test_the_training_step_counts_flops_of_both_passes_and_a_quarter_of_the_posi
     assert whole > 0 and 0.1 * whole < quarter < 0.5 * whole
     assert by["speedup", "trunk", 1.0]["value"] == 1
     assert "training step" in capsys.readouterr().out
+
+
+def test_verified_decoding_takes_its_turn_with_the_tokens_that_were_measured():
+    base = trunk()
+    model = MTPForCausalLM.from_trunk(base, "recurrent-chain", 4, rank=8).eval()
+    contract = {"block": 4, "verify": "block", "temperature": 1.0}
+    measured = [
+        {
+            "metric": "conditional_acceptance",
+            "subject": "recurrent-chain",
+            "position": k,
+            "value": v,
+            "contract": contract,
+        }
+        for k, v in ((2, 1.0), (3, 1.0))  # no pass came to 4
+    ]
+    setting = Setting("toy", 2, prompt=8, new=8, rounds=2, verify=["block"], acceptance=measured)
+    parts = contenders(base, [(model, 4)], setting, compiled=False)
+    verified = parts[-1]
+    assert verified.name == "recurrent-chain K=4 block" and verified.committed == 3
+    out = verified.write(9)
+    assert (out.accepted == 3).all() and out.trunk_passes == 4
+    records = measure(parts, setting, Machine(1e9, 1e9), "float32", torch.device("cpu"), quiet=True)
+    mine = [r for r in records if r["contract"]["verify"] == "block"]
+    assert {r["metric"] for r in mine} >= {"speedup", "tokens_per_second"}
+    assert mine[0]["contract"]["replayed"] and mine[0]["contract"]["accepted_length"] == 3
+    with pytest.raises(ValueError, match="no acceptance of recurrent-chain with K = 2"):
+        contenders(base, [(model, 2)], setting, compiled=False)
