@@ -61,7 +61,9 @@ def likelihoods(
     the chain's; a document's last block may be short."""
     documents, largest = len(store.offsets) - 1, max(sizes, default=1)
     chain = Likelihood(*np.zeros((2, documents)))
-    blocks = {k: BlockLikelihood(*np.zeros((2, documents, k)), np.zeros(documents)) for k in sizes}
+    blocks = {
+        k: BlockLikelihood(np.zeros((documents, k)), np.zeros((documents, k)), np.zeros(documents)) for k in sizes
+    }
     direct = {k: Likelihood(*np.zeros((2, documents))) for k in sizes}
     for part in _windows(model, store, length, largest, batch, quiet):
         hidden, _ = model.states(part.inputs)
