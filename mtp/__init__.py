@@ -16,6 +16,7 @@ _HOMES = {
     "build_head": "mtp.heads",
     "decode": "mtp.decoding.direct",
     "decode_verified": "mtp.decoding.speculative",
+    "joint_generate": "mtp.generation",
     "MTPConfig": "mtp.model",
     "MTPForCausalLM": "mtp.model",
 }

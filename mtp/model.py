@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mtp.heads import build_head
@@ -33,8 +40,9 @@ class MTPConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-class MTPForCausalLM(PreTrainedModel):
-    """forward is the trunk's; `states` and `context` are what decoders and objectives use."""
+class MTPForCausalLM(PreTrainedModel, GenerationMixin):
+    """forward is the trunk's; `states` and `context` are what decoders and objectives use; `generate` is
+    transformers' own, with several tokens a pass."""
 
     config_class = MTPConfig
     base_model_prefix = ""
@@ -62,6 +70,7 @@ class MTPForCausalLM(PreTrainedModel):
                 block_size=config.block_size,
                 **(config.head_options or {}),
             )
+        self.generation_config = trunk.generation_config
         self.post_init()
 
     @classmethod
@@ -111,6 +120,18 @@ class MTPForCausalLM(PreTrainedModel):
         """hidden: (N, d) → what a head may look at."""
         unembedding = self.trunk.get_output_embeddings()
         return BlockContext(hidden, self.trunk.get_input_embeddings().weight, unembedding.weight, unembedding.bias)
+
+    def generate(  # type: ignore[override]
+        self, inputs: Tensor | None = None, *, verify: str = "token", streamer: Any = None, **options: Any
+    ) -> Any:
+        """transformers' `generate`; verify: a rule of `decoding.speculative`, or "none" for direct decoding, which is
+        also how a model without a head decodes. See `generation.joint_generate`."""
+        from mtp.generation import joint_generate
+
+        if options.get("custom_generate") is None:
+            own = {"verify": verify if self.head is not None else "none", "stream": streamer}
+            options |= {"custom_generate": joint_generate, "use_cache": False, **own}  # decoders keep their own cache
+        return super().generate(inputs, **options)  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
         """The trunk's own forward: next-token logits, loss with labels, KV cache."""

@@ -20,6 +20,11 @@ LOOK_EVERY = 16
 """Steps between two looks at whether every row has ended, where looking makes the host wait."""
 
 
+Listener = Callable[[Tensor, Tensor], Tensor | None]
+"""Called after every pass with its block (batch, K) and how many of the tokens count (batch,), 0 in rows that have
+ended → rows that are to end here (batch,), or None."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     """tokens: (batch, T), new tokens only, padded after each row's end; lengths: (batch,), the stop
@@ -63,13 +68,14 @@ def decode(
     pad_token: int = 0,
     static_cache: bool = True,
     step_states: Callable[..., tuple[Tensor, Any]] | None = None,
+    listen: Listener | None = None,
 ) -> Decoded:
     """input_ids: (batch, length), left-padded where attention_mask is 0.
 
     rows: (batch,) addresses of the rows' random numbers, default 0..batch−1: a row draws the same
     text whatever batch it is decoded in. block_size: at most the head's own. static_cache: keys and
     values in one buffer of the final length, instead of one that is copied as it grows. step_states:
-    what passes the trunk after the prompt, default `model.states`; see `compiled_step`.
+    what passes the trunk after the prompt, default `model.states`; see `compiled_step`. listen: hears each block.
     """
     warp = warp or Warp()
     size = block_size_of(model, block_size)
@@ -89,7 +95,7 @@ def decode(
     step_states = step_states or model.states
 
     blocks, log_q = [], []
-    open_rows = torch.ones(batch, dtype=torch.bool, device=device)
+    open_rows, limit = torch.ones(batch, dtype=torch.bool, device=device), rows.new_full((batch,), max_new_tokens)
     look_every = 1 if device.type == "cpu" else LOOK_EVERY
     feed, seen = input_ids, 0
     for step in range(steps):
@@ -106,13 +112,16 @@ def decode(
             feed, log = draft.tokens, draft.log_q
         blocks.append(feed)
         log_q.append(log)
+        heard = None if listen is None else listen(feed, size * open_rows)
+        if heard is not None:
+            limit = torch.where(heard & open_rows, len(blocks) * size, limit)
+            open_rows &= ~heard
         if stop_tokens:
             open_rows &= ~torch.isin(feed, stops).any(1)
-            if step % look_every == look_every - 1 and not open_rows.any():
-                break
-    return trim(
-        torch.cat(blocks, 1)[:, :max_new_tokens], torch.cat(log_q, 1)[:, :max_new_tokens], stops, pad_token, len(blocks)
-    )
+        if (stop_tokens or listen) and step % look_every == look_every - 1 and not open_rows.any():
+            break
+    tokens, log = torch.cat(blocks, 1)[:, :max_new_tokens], torch.cat(log_q, 1)[:, :max_new_tokens]
+    return trim(tokens, log, stops, pad_token, len(blocks), limit)
 
 
 def _static_cache(model, length: int) -> Any:
@@ -135,11 +144,12 @@ def block_size_of(model, asked: int | None) -> int:
     return asked or most
 
 
-def trim(tokens: Tensor, log_q: Tensor, stops: Tensor, pad_token: int, passes: int) -> Decoded:
-    """Cut every row after its first stop token."""
-    is_stop = torch.isin(tokens, stops)
+def trim(tokens: Tensor, log_q: Tensor, stops: Tensor, pad_token: int, passes: int, limit: Tensor) -> Decoded:
+    """Cut every row after its first stop token, or at its limit (batch,)."""
+    kept = torch.arange(tokens.shape[1], device=tokens.device) < limit[:, None]
+    is_stop = torch.isin(tokens, stops) & kept
     before = is_stop.cumsum(1) - is_stop.long()  # stop tokens strictly earlier in the row
-    keep = before == 0
+    keep = (before == 0) & kept
     return Decoded(
         tokens.masked_fill(~keep, pad_token), keep.sum(1), log_q.masked_fill(~keep, 0.0), passes, is_stop.any(1)
     )

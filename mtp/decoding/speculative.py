@@ -12,6 +12,7 @@ length is ever asked from the device, only now and then whether all have ended.
     jacobi              no head: the trunk's own picks of the last pass are the next draft (2305.10427)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowmap.rng import Rng
-from mtp.decoding.direct import LOOK_EVERY, Decoded, block_size_of, trim
+from mtp.decoding.direct import LOOK_EVERY, Decoded, Listener, block_size_of, trim
 from mtp.decoding.row_cache import RowCache
 from mtp.decoding.rules import RULES, agreement
 from mtp.decoding.warp import Warp, inverse_cdf
@@ -56,54 +57,74 @@ def decode_verified(
     stop_tokens: tuple[int, ...] = (),
     pad_token: int = 0,
     replay: Tensor | None = None,
+    process: Callable[[Tensor, Tensor], Tensor] | None = None,
+    listen: Listener | None = None,
 ) -> Verified:
-    """As `direct.decode`; verify: one of VERIFY. block_size: tokens a pass judges, for jacobi any number. replay:
-    (batch, n) drafted tokens to keep, pass by pass and over again, whatever the rule says: for timing alone."""
+    """As `direct.decode`; verify: one of VERIFY. block_size: tokens a pass judges, for jacobi any number.
+
+    process: (ids (1, n), logits (1, V)) → logits of the trunk before the warp, as transformers' processors, of one
+    row; the law that is kept to is then the processed one. listen: hears what is committed. replay: (batch, n)
+    drafted tokens to keep, pass by pass and over again, whatever the rule says: for timing alone.
+    """
     if verify not in VERIFY:
         raise ValueError(f"verify {verify!r}: known are {', '.join(VERIFY)}")
     size = (block_size or 4) if verify == "jacobi" else block_size_of(model, block_size)
     if size < 2:
         raise ValueError("verified decoding needs blocks of at least 2 tokens, so a model with a joint head")
     device = next(model.parameters()).device
-    ids, lengths = _left_aligned(input_ids, attention_mask, device)
-    batch = len(ids)
+    ids, start = _left_aligned(input_ids, attention_mask, device)
+    batch, longest = ids.shape
+    if process is not None and batch > 1:
+        raise ValueError(
+            "processors are given one row's own text, and rows differ in length: decode one prompt at a time"
+        )
     rows = torch.arange(batch, device=device) if rows is None else rows.to(device)
     drafter = _Drafter(model, warp or Warp(), verify, seed, rows, size, max_new_tokens)
     stops = torch.tensor(stop_tokens, device=device)
     room = max_new_tokens + 2 * size  # a row that has ended goes on writing over the same places beyond its end
-    cache = RowCache(batch, ids.shape[1] + room, device)
-    tokens, log_p = ids.new_zeros(batch, room), torch.zeros(batch, room, device=device)
-    written, open_rows = lengths.new_zeros(batch), torch.ones(batch, dtype=torch.bool, device=device)
+    cache = RowCache(batch, longest + room, device)
+    text, log_p = torch.nn.functional.pad(ids, (0, room)), torch.zeros(batch, longest + room, device=device)
+    written, open_rows = torch.zeros_like(start), torch.ones(batch, dtype=torch.bool, device=device)
+    limit = torch.full_like(start, max_new_tokens)
 
-    places, mask = cache.open(ids.shape[1], ids.shape[1])
+    def processed(logits: Tensor, ahead: int) -> Tensor:
+        return logits if process is None else process(text[:, : int(start + written) + ahead], logits)
+
+    places, mask = cache.open(longest, longest)
     states, _ = model.states(ids, mask, places, cache, True)
-    cache.lengths = lengths
-    hidden = states.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
-    first, first_log = drafter.begin(hidden)
+    cache.lengths = start
+    hidden = states.gather(1, (start - 1)[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
+    first, first_log = drafter.begin(processed(model.context(hidden).first_logits(), 0))
     accepted: list[Tensor] = []
     look_every = 1 if device.type == "cpu" else LOOK_EVERY
     for step in range(max_new_tokens):
         block, law = drafter.draft(hidden, first, written, step)
-        places, mask = cache.open(size, ids.shape[1] + (step + 1) * size)
+        index = (start + written)[:, None] + torch.arange(size, device=device)
+        text.scatter_(1, index, block)
+        places, mask = cache.open(size, longest + (step + 1) * size)
         states, _ = model.states(block, mask, places, cache, True)
         logits = model.context(states.flatten(0, 1)).first_logits().view(batch, size, -1)
+        if process is not None:
+            logits = torch.stack([processed(logits[:, k], k + 1) for k in range(size)], 1)
         judged = drafter.judge(logits, block, law, written, step)
         kept = judged.kept if replay is None else replay[:, step % replay.shape[1]]
-        logs = torch.cat([first_log[:, None], judged.log_p], 1)
-        index = written[:, None] + torch.arange(size, device=device)
-        tokens.scatter_(1, index, block)
-        log_p.scatter_(1, index, logs)
+        log_p.scatter_(1, index, torch.cat([first_log[:, None], judged.log_p], 1))
         count = (kept + 1) * open_rows
         accepted.append(count)
         written = written + count
         cache.lengths = cache.lengths + count
         committed = torch.arange(size, device=device) < count[:, None]
+        heard = None if listen is None else listen(block, count)
+        if heard is not None:
+            limit = torch.where(heard & open_rows, written.clamp_max(max_new_tokens), limit)
+            open_rows = open_rows & ~heard
         open_rows = open_rows & ~(torch.isin(block, stops) & committed).any(1) & (written < max_new_tokens)
         hidden = states.gather(1, kept[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
         first, first_log = judged.first, judged.first_log
         if step % look_every == look_every - 1 and not open_rows.any():
             break
-    whole = trim(tokens[:, :max_new_tokens], log_p[:, :max_new_tokens], stops, pad_token, len(accepted) + 1)
+    new = start[:, None] + torch.arange(max_new_tokens, device=device)
+    whole = trim(text.gather(1, new), log_p.gather(1, new), stops, pad_token, len(accepted) + 1, limit)
     return Verified(**vars(whole), accepted=torch.stack(accepted, 1))
 
 
@@ -124,15 +145,14 @@ class _Drafter:
     def __init__(self, model: Any, warp: Warp, verify: str, seed: int, rows: Tensor, size: int, most: int) -> None:
         self.model, self.warp, self.verify, self.size = model, warp, verify, size
         self.seed, self.rows = seed, rows
-        self.last: tuple[Tensor, Tensor] | None = (
-            None  # the trunk's picks of the last pass, and how many drafts it kept
-        )
+        self.last: tuple[Tensor, Tensor] | None = None  # the trunk's picks of the last pass, and how many it kept
         # drawn at once: of every pass K − 1 draws, K − 1 judgements and the next first token
         self.uniform = Rng(seed, rows).uniform("verify", len(rows), most + 1, 2 * size - 1)
 
-    def begin(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def begin(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The text's first token and its log-probability, from the trunk's logits after the prompt."""
         noise = self._noise(torch.zeros_like(self.rows), 1)[:, 0] if self.verify in SHARED else self.uniform[:, 0, -1]
-        return self.warp.draw(self.model.context(hidden).first_logits(), noise)
+        return self.warp.draw(logits, noise)
 
     def draft(self, hidden: Tensor, first: Tensor, written: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
         """(batch, K) tokens and, for the rules, the law (batch, K−1, V) that all but the first were drawn from."""

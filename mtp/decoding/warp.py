@@ -1,4 +1,4 @@
-"""Temperature and top-p: the law a token is really drawn from, and the draw itself."""
+"""Temperature, top-k and top-p: the law a token is really drawn from, and the draw itself."""
 
 from dataclasses import dataclass
 
@@ -8,25 +8,32 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Warp:
-    """temperature ≥ 0 (0: greedy); top_p in (0, 1]: the smallest set of tokens of that mass is kept."""
+    """temperature ≥ 0 (0: greedy); top_p in (0, 1]: the smallest set of tokens of that mass is kept; top_k: so many of
+    the likeliest at most, before top_p; 0: all."""
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise ValueError(f"temperature {self.temperature} must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} must lie in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k} must be 0 (all) or above")
 
     def log_prob(self, logits: Tensor) -> Tensor:
-        """logits: (..., V) → log-probabilities after the warp, fp32, −inf outside top-p."""
+        """logits: (..., V) → log-probabilities after the warp, fp32, −inf outside top-k and top-p."""
         logits = logits.float()
         if self.temperature == 0:
             best = logits.argmax(-1, keepdim=True)
             return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
         if self.temperature != 1:  # the largest is taken off first, so that no quotient overflows upwards
             logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
         if self.top_p < 1:
             logits = logits.masked_fill(~self._nucleus(logits), -torch.inf)
         return logits.log_softmax(-1)

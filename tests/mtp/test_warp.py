@@ -1,15 +1,19 @@
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from mtp.decoding.warp import Warp, inverse_cdf
 
 
-@pytest.mark.parametrize("temperature, top_p", [(0.7, 1.0), (1.0, 0.5), (1.3, 0.9), (0.7, 0.05)])
-def test_the_warped_law_is_transformers_own(temperature, top_p):
+@pytest.mark.parametrize(
+    "temperature, top_p, top_k",
+    [(0.7, 1.0, 0), (1.0, 0.5, 0), (1.3, 0.9, 0), (0.7, 0.05, 0), (1.0, 1.0, 5), (0.7, 0.8, 7)],
+)
+def test_the_warped_law_is_transformers_own(temperature, top_p, top_k):
     logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)) * 2
-    theirs = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, logits))
-    assert torch.allclose(Warp(temperature, top_p).log_prob(logits).exp(), theirs.softmax(-1), atol=1e-6)
+    theirs = TemperatureLogitsWarper(temperature)(None, logits)
+    theirs = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, theirs) if top_k else theirs)
+    assert torch.allclose(Warp(temperature, top_p, top_k).log_prob(logits).exp(), theirs.softmax(-1), atol=1e-6)
 
 
 def test_temperature_zero_is_greedy_and_certain():
@@ -26,7 +30,7 @@ def test_inverse_cdf_never_draws_an_impossible_token():
     assert tokens.tolist() == [1, 1, 3, 3, 3]
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Warp(**bad)
