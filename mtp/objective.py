@@ -63,13 +63,13 @@ class JointCrossEntropy(Objective):
             if self.anchor_fraction < 1 and self.training:
                 kept = rng.uniform("anchors", *anchors.shape).to(anchors.device) < self.anchor_fraction
                 anchors = anchors & kept
-            loss, more = self._head(model, hidden, targets, mask, anchors)
+            loss, more = self._head(model, hidden, targets, mask, anchors, rng)
             scale = self.head_weight / (targets.shape[-1] - 1)
             total = total + loss * (scale / (self.anchor_fraction if self.training else 1))
             metrics |= more
         return Loss(total, count, metrics)
 
-    def _head(self, model, hidden: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor):
+    def _head(self, model, hidden: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng):
         """The head's loss over the anchors' blocks, and its metrics. hidden: (batch, length, d)."""
         ctx, target, inside = model.context(hidden[anchors]), targets[anchors], mask[anchors]
         weights = self._weights(model.head, ctx, target, inside)
@@ -80,7 +80,7 @@ class JointCrossEntropy(Objective):
             loss, overlap = divergence(model.head, ctx, target, states, weights[:, 1:] * counted, self.distill)
             metrics["acceptance"] = ((overlap * counted).sum(), counted.sum().float())
             return loss, metrics
-        block = model.head.nll(ctx, target, inside, weights)
+        block = model.head.nll(ctx, target, inside, weights, _per_anchor(rng, anchors))
         for k in range(1, targets.shape[-1]):
             metrics[f"nll_{k + 1}"] = (block.sum[k], block.count[k])
         metrics["head_nll"] = (block.sum.sum(), block.count.sum())
@@ -102,3 +102,11 @@ def _next_states(hidden: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, T
     index = place[:, None] + 1 + torch.arange(count, device=hidden.device)
     known = index < hidden.shape[1]
     return hidden[row[:, None], index.clamp_max(hidden.shape[1] - 1)], known
+
+
+def _per_anchor(rng: Rng, anchors: Tensor) -> Rng:
+    """The randomness of each anchor: position i of sample j is sample j·length + i. anchors: (batch, length)."""
+    batch, length = anchors.shape
+    samples = torch.arange(batch) if rng.samples is None else rng.samples
+    address = samples.to(anchors.device)[:, None] * length + torch.arange(length, device=anchors.device)
+    return Rng(rng.seed, address[anchors], rng.batch)

@@ -67,7 +67,7 @@ def probe(
         for prompt, text in zip(prompts[which], _texts(run, out, encoded.closed), strict=True):
             counts[prompt][text] += 1
     contract = {
-        "block": size, "steps": 1, "nfe": passes, "temperature": warp.temperature, "top_p": warp.top_p, "batch": batch,
+        "block": size, "steps": getattr(run.model.head, "steps", 1) if size > 1 else 1, "nfe": passes, "temperature": warp.temperature, "top_p": warp.top_p, "batch": batch,
         "dtype": "float32", "verify": "none", "ema": run.ema, "trunk_passes": passes,
         "one_block": encoded.longest <= size, "end_token": encoded.closed,
     }  # fmt: skip
@@ -76,12 +76,13 @@ def probe(
         "sample_seed": seed, "contract": contract,
     }  # fmt: skip
     records = score(suite, counts, per_prompt, common)
-    if warp == Warp() and encoded.longest <= size and encoded.one_token_per_word:
+    exact = size == 1 or run.head.exact
+    if exact and warp == Warp() and encoded.longest <= size and encoded.one_token_per_word:
         variation = exact_variations(run, encoded, size)
         for stratum, prompts in strata(suite):
-            exact = float(np.mean([variation[prompt] for prompt in prompts]))
+            mean = float(np.mean([variation[prompt] for prompt in prompts]))
             records.append(
-                record("total_variation_exact", exact, kind="exact", unit="fraction", **{**common, **stratum})
+                record("total_variation_exact", mean, kind="exact", unit="fraction", **{**common, **stratum})
             )
     return Probe(suite, common["subject"], counts, records + dumb_records(suite, common))
 

@@ -21,8 +21,11 @@ _HOMES = {
     "mixture-of-chains": ("mtp.heads.circuits", "MixtureOfChains"),
     "hidden-markov": ("mtp.heads.circuits", "HiddenMarkovHead"),
     "tree": ("mtp.heads.circuits", "TreeHead"),
+    "flow-map": ("mtp.heads.flow_map", "FlowMapHead"),
 }
 NAMES = tuple(_HOMES)
+EXACT = tuple(name for name in NAMES if name != "flow-map")
+"""Families whose log_prob is known; the law of the others is a mean over noise."""
 
 
 def option_names(name: str) -> set[str]:

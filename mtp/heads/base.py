@@ -62,6 +62,8 @@ class JointHead(nn.Module):
     """The law q(x_1..x_K | h). A head is built from sizes alone and owns no trunk weights."""
 
     name: ClassVar[str]
+    exact: ClassVar[bool] = True
+    """log_prob is known; False: the law is a mean over noise"""
 
     def __init__(self, hidden_size: int, vocab_size: int, block_size: int) -> None:
         super().__init__()
@@ -69,8 +71,16 @@ class JointHead(nn.Module):
             raise ValueError(f"block_size {block_size} must lie between {MIN_BLOCK} and {MAX_BLOCK}")
         self.hidden_size, self.vocab_size, self.block_size = hidden_size, vocab_size, block_size
 
-    def nll(self, ctx: BlockContext, targets: Tensor, mask: Tensor, weights: Tensor | None = None) -> BlockNLL:
-        """Teacher-forced, chunked. targets, mask: (N, K); weights: (N, K) or (K,), default 1.
+    def nll(
+        self,
+        ctx: BlockContext,
+        targets: Tensor,
+        mask: Tensor,
+        weights: Tensor | None = None,
+        rng: Rng | None = None,
+    ) -> BlockNLL:
+        """Teacher-forced, chunked. targets, mask: (N, K); weights: (N, K) or (K,), default 1. rng: addressed by
+        anchor, for heads whose loss is a mean over noise.
 
         A masked target contributes nothing and may be any token.
         """

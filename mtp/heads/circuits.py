@@ -58,7 +58,7 @@ class CircuitHead(JointHead):
         """weights (…, num_weights), unnormalised logs; leaves (…, M, r), log φ → log of the circuit (…)."""
         raise NotImplementedError
 
-    def nll(self, ctx, targets, mask, weights=None) -> BlockNLL:
+    def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
         weights = weights.expand(targets.shape).float() * mask
         nll = -self._modelled(ctx, targets)

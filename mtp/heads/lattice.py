@@ -52,7 +52,7 @@ class LatticeChain(ReadoutHead):
     def corrections(self, ctx, base, x):
         return self.token(x)
 
-    def nll(self, ctx, targets, mask, weights=None) -> BlockNLL:
+    def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
         row_weights = (weights.expand(targets.shape).float() * mask)[:, 1:].flatten()
         loss, nll = lattice_nll.weighted_nll(row_weights, self._rows(ctx, targets))

@@ -22,7 +22,7 @@ class MedusaHead(JointHead):
         self.bias = nn.Parameter(torch.zeros(block_size - 1, 1, hidden_size))
         self.tables = nn.Parameter(torch.zeros(block_size - 1, vocab_size, hidden_size))
 
-    def nll(self, ctx, targets, mask, weights=None) -> BlockNLL:
+    def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
         weights = weights.expand(targets.shape).float() * mask
         inputs = self._inputs(ctx, targets.shape[1] - 1)

@@ -50,7 +50,7 @@ class ReadoutHead(JointHead):
         """The same, one position at a time: base_k (N, d) and token x_{k−1} (N,) → a_k (N, ρ), next state."""
         return None, None
 
-    def nll(self, ctx, targets, mask, weights=None) -> BlockNLL:
+    def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
         weights = weights.expand(targets.shape).float() * mask
         inputs, tables = self._terms(ctx, targets[:, :-1])

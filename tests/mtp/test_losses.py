@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from mtp.heads import EXACT
 from mtp.losses import distillation
 from mtp.losses.distillation import KINDS, compare, divergence
 from mtp.losses.weights import WEIGHTINGS, d_pace
-from tests.mtp.test_heads import NAMES, V, context, head
+from tests.mtp.test_heads import V, context, head
 
 K = 3
 
@@ -41,7 +42,7 @@ def test_a_head_that_is_the_trunk_feels_nothing(kind):
     assert gradient.abs().max() < 1e-12 and torch.allclose(overlap, torch.ones(7, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
 def test_cross_entropy_to_the_trunks_law_is_the_plain_loss_over_its_tokens(name, monkeypatch):
     """Σ_v p(v) of the loss with v as target, gradients too, and whatever the chunks are."""
     ctx, made = context(), head(name, K)
