@@ -41,6 +41,8 @@ SUITES = (
     "poker-draw",
 )  # fmt: skip
 TEXTS = ("stdlib", "wikitext2", "tinyshakespeare")
+RATES = {"independent": 8e-3, "first-order-chain": 8e-3, "recurrent-chain": 8e-3, "block-chain": 4e-3}
+"""Learning rates on text, each the best of benchmarks.rates or within its flat bottom."""
 BLOCKS = (2, 4, 8)
 NUM = 20_000
 """Samples of a suite, shared among its prompts."""
@@ -115,6 +117,8 @@ def text_cell(
     text = load_corpus(config.data, trunk_config.tokenizer).facts["fingerprint"]
     stated = to_dict(override(config, trunk__pretrained="trunk"))  # by what it is, not where it lies
     inputs = {"trunk": to_dict(trunk_config), "head": stated, "blocks": list(BLOCKS), "text": text}
+    if head != "independent":
+        inputs["base rate"] = RATES["independent"]
 
     def measure() -> list[dict[str, Any]]:
         folder = runs / on / name
@@ -140,6 +144,7 @@ def text_config(on: str, head: str, seed: int, trunk: Path) -> RunConfig:
         head__block_size=max(BLOCKS),
         seed=seed,
         trunk__pretrained=str(trunk),
+        optimizer__lr=RATES[head],
     )
 
 

@@ -1,6 +1,6 @@
 """Learning rates of the heads, swept on one seed of `stdlib`: what each cell of benchmarks.heads trains with.
 
-    python -m benchmarks.rates [--heads ...] [--rates 1e-3 2e-3 4e-3 8e-3] [--kept]
+    python -m benchmarks.rates [--heads ...] [--rates 1e-3 2e-3 4e-3 8e-3 16e-3] [--kept]
 
 Every head, the independent baseline too, is tried at the same rates on the same frozen trunk, with the steps and the
 data of its cell; NLL of positions 2–8 on the held-out windows that training watches. Cells lie in
@@ -20,7 +20,7 @@ from training.loop import train
 from training.mtp_task import build
 
 RESULTS = Path(__file__).parent / "results" / "rates"
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
 ON, SEED = "stdlib", 1
 
 
@@ -46,7 +46,7 @@ def rate_cell(head: str, rate: float, runs: Path, command: list[str], kept: bool
 
     def measure() -> list[dict[str, Any]]:
         train(trunk_config, trunk, build)
-        final = train(config, runs / "sweep" / f"{head}-{rate:.1e}", build)
+        final = train(config, runs / "sweep" / f"{head}-{rate:g}", build)
         positions = f"2-{max(BLOCKS)}"
         contract = {"block": max(BLOCKS), "lr": rate, "trained_steps": config.training.steps, "dtype": "float32"}
         return [
