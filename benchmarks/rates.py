@@ -8,6 +8,7 @@ benchmarks/results/rates/.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,10 @@ def rate_cell(head: str, rate: float, runs: Path, command: list[str], kept: bool
 
     def measure() -> list[dict[str, Any]]:
         train(trunk_config, trunk, build)
-        final = train(config, runs / "sweep" / f"{head}-{rate:g}", build)
+        folder = runs / "sweep" / f"{head}-{rate:g}"
+        train(config, folder, build)
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        final = [line for line in lines if line["split"] == "validation"][-1]
         positions = f"2-{max(BLOCKS)}"
         contract = {"block": max(BLOCKS), "lr": rate, "trained_steps": config.training.steps, "dtype": "float32"}
         return [
