@@ -30,12 +30,14 @@ def run(args: Any, command: list[str]) -> None:
     records: list[dict[str, Any]] = []
     for name in args.runs:
         one = load_run(name)
-        blocks = args.blocks or (one.block_size,)
+        if one.model.head is None and set(args.verify) != {"jacobi"}:
+            raise ValueError(f"{name} has no head to draft with: only --verify jacobi")
+        blocks = args.blocks or (one.block_size if one.model.head is not None else 4,)
         made = []
         for block, verify, temperature in ((b, v, t) for b in blocks for v in args.verify for t in args.temperatures):
             warp = Warp(temperature, args.top_p)
             made += measure(one, verify, warp, block, args.num, args.prompt_tokens, args.new, args.seed, args.batch)
-        keep_records(name, "accept", command, made)
+        keep_records(name, "-".join(["accept", *args.verify]), command, made)
         _print(one, made)
         records += made
     if args.json:
@@ -47,8 +49,6 @@ def measure(
     run: LoadedRun, verify: str, warp: Warp, block: int, num: int, length: int, new: int, seed: int = 0, batch: int = 64
 ) -> list[dict[str, Any]]:
     """On held-out prompts, or a suite's own. length: tokens of a prompt; new: tokens to write after it."""
-    if run.model.head is None and verify != "jacobi":
-        raise ValueError(f"{run.name} has no head to draft with: only --verify jacobi")
     starts = prompts(run, num, length, new)
     accepted, passes, written = [], 0, 0
     end = run.tokenizer.eos_token_id

@@ -38,7 +38,8 @@ class ShortAttention(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         options = kwargs or {}
         fused = func is nn.functional.scaled_dot_product_attention
-        if fused and len(args) > 1 and is_short(args[0], args[1]) and not options.get("dropout_p"):
+        dropout = args[4] if len(args) > 4 else options.get("dropout_p")
+        if fused and len(args) > 1 and is_short(args[0], args[1]) and not dropout:
             return plain(*args, **options)
         return func(*args, **options)
 
@@ -76,7 +77,7 @@ def plain(
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
         elif attn_mask is not None:
-            scores = scores + attn_mask.to(scores.dtype)
+            scores = scores + attn_mask.clamp_min(torch.finfo(scores.dtype).min).to(scores.dtype)
         return scores.softmax(-1) @ value
 
 

@@ -38,6 +38,9 @@ class MTPConfig(PreTrainedConfig):
             fields = dict(self.trunk_config)
             self.trunk_config = CONFIG_MAPPING[fields.pop("model_type")](**fields)
         super().__post_init__(**kwargs)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # what generation falls back to
+            if getattr(self, name, None) is None:
+                setattr(self, name, getattr(self.trunk_config, name, None))
 
 
 class MTPForCausalLM(PreTrainedModel, GenerationMixin):
@@ -122,20 +125,31 @@ class MTPForCausalLM(PreTrainedModel, GenerationMixin):
         return BlockContext(hidden, self.trunk.get_input_embeddings().weight, unembedding.weight, unembedding.bias)
 
     def generate(  # type: ignore[override]
-        self, inputs: Tensor | None = None, *, verify: str = "token", streamer: Any = None, **options: Any
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        verify: str | None = None,
+        streamer: Any = None,
+        **options: Any,
     ) -> Any:
-        """transformers' `generate`; verify: a rule of `decoding.speculative`, or "none" for direct decoding, which is
-        also how a model without a head decodes. See `generation.joint_generate`."""
+        """transformers' `generate`; verify: a rule of `decoding.speculative`, default "token", or "none" for direct
+        decoding, the default of a model without a head. See `generation.joint_generate`."""
         from mtp.generation import joint_generate
 
         if options.get("custom_generate") is None:
-            own = {"verify": verify if self.head is not None else "none", "stream": streamer}
-            options |= {"custom_generate": joint_generate, "use_cache": False, **own}  # decoders keep their own cache
-        return super().generate(inputs, **options)  # type: ignore[misc]
+            if options.get("assistant_model") is not None:
+                raise ValueError("the head drafts here: generate takes no assistant_model")
+            verify = verify or ("token" if self.head is not None else "none")
+            # decoders keep their own cache
+            options |= {"custom_generate": joint_generate, "use_cache": False, "verify": verify, "stream": streamer}
+        return super().generate(inputs, generation_config, **options)  # type: ignore[misc]
 
-    def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> CausalLMOutputWithPast:
         """The trunk's own forward: next-token logits, loss with labels, KV cache."""
-        return self.trunk(*args, **kwargs)
+        return self.trunk(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
 
 def check_logit_settings(config: Any) -> None:

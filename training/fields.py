@@ -103,7 +103,7 @@ class HeadConfig:
     """K, tokens per trunk pass, from 2 to 16"""
     rank: Count | None = None
     """ρ of a chain's low-rank logits, default 256; a head without a chain has none"""
-    options: Annotated[dict[str, int], PAIRS] = field(default_factory=dict)
+    options: Annotated[dict[str, int | float], PAIRS] = field(default_factory=dict)
     """more of the family's own options: projection_width, width, num_layers, …"""
     weight: Rate = 1.0
     """of the head's loss beside the trunk's"""

@@ -162,7 +162,7 @@ def _suite(config: RunConfig) -> Suite | None:
     return load_suite(name) if name else None
 
 
-def _head_options(config: HeadConfig) -> dict[str, int]:
+def _head_options(config: HeadConfig) -> dict[str, int | float]:
     if config.name is None or config.rank is None or "rank" not in option_names(config.name):
         return config.options
     return {"rank": config.rank, **config.options}

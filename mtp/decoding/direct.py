@@ -22,7 +22,7 @@ LOOK_EVERY = 16
 
 Listener = Callable[[Tensor, Tensor], Tensor | None]
 """Called after every pass with its block (batch, K) and how many of the tokens count (batch,), 0 in rows that have
-ended → rows that are to end here (batch,), or None."""
+ended → how many of them a row is to keep that ends here (batch,), −1 where it goes on; or None."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def decode(
     values in one buffer of the final length, instead of one that is copied as it grows. step_states:
     what passes the trunk after the prompt, default `model.states`; see `compiled_step`. listen: hears each block.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens {max_new_tokens} must be 1 or above")
     warp = warp or Warp()
     size = block_size_of(model, block_size)
     device = next(model.parameters()).device
@@ -114,8 +116,9 @@ def decode(
         log_q.append(log)
         heard = None if listen is None else listen(feed, size * open_rows)
         if heard is not None:
-            limit = torch.where(heard & open_rows, len(blocks) * size, limit)
-            open_rows &= ~heard
+            ended = (heard >= 0) & open_rows
+            limit = torch.where(ended, step * size + heard, limit)
+            open_rows &= ~ended
         if stop_tokens:
             open_rows &= ~torch.isin(feed, stops).any(1)
         if (stop_tokens or listen) and step % look_every == look_every - 1 and not open_rows.any():

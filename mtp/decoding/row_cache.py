@@ -14,19 +14,23 @@ from transformers import Cache
 class RowCache(Cache):
     """lengths: (batch,) entries of each row that count. capacity: of a row."""
 
-    def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
+    def __init__(self, batch: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(layers=[])
+        self.dtype = dtype
         self.capacity, self.lengths = capacity, torch.zeros(batch, dtype=torch.long, device=device)
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.places, self.reach = self.lengths[:, None], 0
 
     def open(self, count: int, reach: int) -> tuple[Tensor, Tensor]:
         """Before a pass over `count` tokens a row. reach: entries that any row can have after it, which the host knows.
-        → position ids (batch, count) and a mask, True = look, (batch, 1, count, reach)."""
+        → places (batch, count) and a mask to add, (batch, 1, count, reach), which every attention backend takes."""
         self.reach = min(reach, self.capacity)
         self.places = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
         entries = torch.arange(self.reach, device=self.lengths.device)
-        return self.places, (entries <= self.places[..., None])[:, None]
+        hidden = (entries > self.places[..., None])[:, None]
+        return self.places, torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device).masked_fill_(
+            hidden, torch.finfo(self.dtype).min
+        )
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
         """(batch, heads, count, size) → what may be looked at, (batch, heads, reach, size)."""

@@ -62,8 +62,8 @@ def decode_verified(
 ) -> Verified:
     """As `direct.decode`; verify: one of VERIFY. block_size: tokens a pass judges, for jacobi any number.
 
-    process: (ids (1, n), logits (1, V)) → logits of the trunk before the warp, as transformers' processors, of one
-    row; the law that is kept to is then the processed one. listen: hears what is committed. replay: (batch, n)
+    process: (ids (1, n), logits (1, V)) → logits of the trunk in the warp's place, as transformers' processors, of one
+    row; the law that is kept to is then the processed one, and the warp the draft's alone. listen: hears what is committed. replay: (batch, n)
     drafted tokens to keep, pass by pass and over again, whatever the rule says: for timing alone.
     """
     if verify not in VERIFY:
@@ -72,6 +72,8 @@ def decode_verified(
     if size < 2:
         raise ValueError("verified decoding needs blocks of at least 2 tokens, so a model with a joint head")
     device = next(model.parameters()).device
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens {max_new_tokens} must be 1 or above")
     ids, start = _left_aligned(input_ids, attention_mask, device)
     batch, longest = ids.shape
     if process is not None and batch > 1:
@@ -79,13 +81,15 @@ def decode_verified(
             "processors are given one row's own text, and rows differ in length: decode one prompt at a time"
         )
     rows = torch.arange(batch, device=device) if rows is None else rows.to(device)
-    drafter = _Drafter(model, warp or Warp(), verify, seed, rows, size, max_new_tokens)
+    check_window(model.trunk.config, longest + max_new_tokens)
+    drafter = _Drafter(model, warp or Warp(), verify, seed, rows, size, max_new_tokens, process is not None)
     stops = torch.tensor(stop_tokens, device=device)
     room = max_new_tokens + 2 * size  # a row that has ended goes on writing over the same places beyond its end
-    cache = RowCache(batch, longest + room, device)
+    cache = RowCache(batch, longest + room, device, next(model.parameters()).dtype)
     text, log_p = torch.nn.functional.pad(ids, (0, room)), torch.zeros(batch, longest + room, device=device)
     written, open_rows = torch.zeros_like(start), torch.ones(batch, dtype=torch.bool, device=device)
     limit = torch.full_like(start, max_new_tokens)
+    last = (start + max_new_tokens - 1)[:, None]  # nothing past it is returned, and position tables may end there
 
     def processed(logits: Tensor, ahead: int) -> Tensor:
         return logits if process is None else process(text[:, : int(start + written) + ahead], logits)
@@ -102,7 +106,7 @@ def decode_verified(
         index = (start + written)[:, None] + torch.arange(size, device=device)
         text.scatter_(1, index, block)
         places, mask = cache.open(size, longest + (step + 1) * size)
-        states, _ = model.states(block, mask, places, cache, True)
+        states, _ = model.states(block, mask, places.minimum(last), cache, True)
         logits = model.context(states.flatten(0, 1)).first_logits().view(batch, size, -1)
         if process is not None:
             logits = torch.stack([processed(logits[:, k], k + 1) for k in range(size)], 1)
@@ -116,16 +120,20 @@ def decode_verified(
         committed = torch.arange(size, device=device) < count[:, None]
         heard = None if listen is None else listen(block, count)
         if heard is not None:
-            limit = torch.where(heard & open_rows, written.clamp_max(max_new_tokens), limit)
-            open_rows = open_rows & ~heard
+            ended = (heard >= 0) & open_rows
+            limit = torch.where(ended, (written - count + heard).clamp_max(max_new_tokens), limit)
+            open_rows = open_rows & ~ended
         open_rows = open_rows & ~(torch.isin(block, stops) & committed).any(1) & (written < max_new_tokens)
         hidden = states.gather(1, kept[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
         first, first_log = judged.first, judged.first_log
-        if step % look_every == look_every - 1 and not open_rows.any():
+        look = step % look_every == look_every - 1 or (step + 1) * size >= max_new_tokens
+        if look and not open_rows.any():
             break
+    made = torch.stack(accepted, 1)
+    made = made[:, : int((made > 0).any(0).sum())]
     new = start[:, None] + torch.arange(max_new_tokens, device=device)
-    whole = trim(text.gather(1, new), log_p.gather(1, new), stops, pad_token, len(accepted) + 1, limit)
-    return Verified(**vars(whole), accepted=torch.stack(accepted, 1))
+    whole = trim(text.gather(1, new), log_p.gather(1, new), stops, pad_token, made.shape[1] + 1, limit)
+    return Verified(**vars(whole), accepted=made)
 
 
 @dataclass(frozen=True)
@@ -142,8 +150,12 @@ class _Judged:
 class _Drafter:
     """The draft and its judgement under one way to verify, with the noise of both."""
 
-    def __init__(self, model: Any, warp: Warp, verify: str, seed: int, rows: Tensor, size: int, most: int) -> None:
+    def __init__(
+        self, model: Any, warp: Warp, verify: str, seed: int, rows: Tensor, size: int, most: int, processed: bool
+    ) -> None:
         self.model, self.warp, self.verify, self.size = model, warp, verify, size
+        # what processors leave is the law itself, or at temperature 0 its mode
+        self.target = Warp(1.0 if warp.temperature > 0 else 0.0) if processed else warp
         self.seed, self.rows = seed, rows
         self.last: tuple[Tensor, Tensor] | None = None  # the trunk's picks of the last pass, and how many it kept
         # drawn at once: of every pass K − 1 draws, K − 1 judgements and the next first token
@@ -152,7 +164,7 @@ class _Drafter:
     def begin(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The text's first token and its log-probability, from the trunk's logits after the prompt."""
         noise = self._noise(torch.zeros_like(self.rows), 1)[:, 0] if self.verify in SHARED else self.uniform[:, 0, -1]
-        return self.warp.draw(logits, noise)
+        return self.target.draw(logits, noise)
 
     def draft(self, hidden: Tensor, first: Tensor, written: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
         """(batch, K) tokens and, for the rules, the law (batch, K−1, V) that all but the first were drawn from."""
@@ -170,11 +182,11 @@ class _Drafter:
 
     def judge(self, logits: Tensor, block: Tensor, law: Tensor | None, written: Tensor, step: int) -> _Judged:
         """logits: (batch, K, V), the trunk's after each token of the block."""
-        log_p = self.warp.log_prob(logits)
+        log_p = self.target.log_prob(logits)
         drafted = block[:, 1:]
         told = log_p[:, :-1].gather(-1, drafted[..., None])[..., 0]
         if law is None:
-            picks, logs = self.warp.draw(logits, self._noise(written + 1, self.size))
+            picks, logs = self.target.draw(logits, self._noise(written + 1, self.size))
             kept = agreement(picks, drafted)
             self.last = picks, kept
             first = picks.gather(1, kept[:, None])[:, 0]
@@ -204,12 +216,24 @@ class _Drafter:
         return picks.gather(1, (kept[:, None] + torch.arange(self.size, device=first.device)).clamp_max(self.size - 1))
 
 
+def check_window(config: Any, length: int) -> None:
+    """Rows of one cache look at all that is before them; a trunk that looks back so far only is another model."""
+    config = config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window and (kinds is None or "sliding_attention" in kinds) and length > window:
+        raise ValueError(
+            f"this trunk looks back {window} tokens at most: verified decoding keeps to that up to {window} in all, not {length}"
+        )
+
+
 def _left_aligned(ids: Tensor, mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Left-padded prompts moved to the front, and their lengths."""
     ids = ids.to(device)
     mask = torch.ones_like(ids) if mask is None else mask.to(device)
     if not mask[:, -1].all():
         raise ValueError("prompts must be padded on the left: their last token is what the head reads")
+    if (mask[:, 1:] < mask[:, :-1]).any():
+        raise ValueError("attention_mask leaves out tokens inside a prompt: only padding before it can be left out")
     lengths = mask.sum(1)
     shift = (ids.shape[1] - lengths)[:, None] + torch.arange(ids.shape[1], device=device)
     return ids.gather(1, shift.clamp_max(ids.shape[1] - 1)), lengths

@@ -91,7 +91,7 @@ class JointHead(nn.Module):
         raise NotImplementedError
 
     def law(self, ctx: BlockContext, x: Tensor) -> Tensor:
-        """x: (N, K') → log q(· | x_<k) of positions 2..K', (N, K'−1, V), teacher-forced and differentiable; the last
+        """x: (N, K') → log q(· | x_<k) of positions 2..K', (N, K'−1, V), teacher-forced and differentiable (K' ≥ 2); the last
         column of x is not looked at. All of it at once: give a few anchors at a time."""
         raise NotImplementedError(f"{self.name} gives no conditional laws")
 

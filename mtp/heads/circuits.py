@@ -136,7 +136,9 @@ class CircuitHead(JointHead):
     def _inputs(self, ctx: BlockContext, first: Tensor, count: int) -> Tensor:
         """(N, M', r, d): f_{k,z} of the first M' positions."""
         state = self._state(ctx, first)
-        return self.projection(state, count * self.components).view(len(state), count, self.components, -1)
+        return self.projection(state, count * self.components).view(
+            len(state), count, self.components, self.hidden_size
+        )
 
     def _weights(self, ctx: BlockContext, first: Tensor) -> Tensor:
         return self.weigh(self._state(ctx, first)).float()

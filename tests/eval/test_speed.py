@@ -128,7 +128,7 @@ def test_the_training_step_counts_flops_of_both_passes_and_a_quarter_of_the_posi
 def test_verified_decoding_takes_its_turn_with_the_tokens_that_were_measured():
     base = trunk()
     model = MTPForCausalLM.from_trunk(base, "recurrent-chain", 4, rank=8).eval()
-    contract = {"block": 4, "verify": "block", "temperature": 1.0}
+    contract = {"block": 4, "verify": "block", "temperature": 1.0, "top_p": 1.0}
     measured = [
         {
             "metric": "conditional_acceptance",

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from mtp import MTPForCausalLM, joint_generate
@@ -60,7 +66,7 @@ def test_processors_bend_the_law_that_is_kept_to(model, more):
 
 
 def test_processors_that_cannot_be_kept_to_are_refused(model):
-    with pytest.raises(ValueError, match="direct decoding takes no RepetitionPenalty"):
+    with pytest.raises(ValueError, match="direct decoding takes.*RepetitionPenalty"):
         model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=9, repetition_penalty=2.0, verify="none")
     with pytest.raises(ValueError, match="one prompt at a time"):
         model.generate(**batch(), repetition_penalty=2.0)
@@ -91,29 +97,74 @@ def test_a_streamer_hears_the_prompt_and_every_pass(model, verify):
     ids = torch.tensor([PROMPTS[0]])
     out = model.generate(ids, max_new_tokens=9, do_sample=False, verify=verify, streamer=heard)
     said = [token for piece in heard.pieces for token in piece]
-    assert heard.pieces[0] == PROMPTS[0] and said[: out.shape[1]] == out[0].tolist() and heard.ended
+    assert heard.pieces[0] == PROMPTS[0] and said == out[0].tolist() and heard.ended
     assert all(1 <= len(piece) <= 3 for piece in heard.pieces[1:])
+    for stop in (int(out[0, 4]), int(out[0, 7])):  # an end inside a block is the last that is heard
+        heard = Collect()
+        ended = model.generate(ids, max_new_tokens=8, do_sample=False, verify=verify, streamer=heard, eos_token_id=stop)
+        assert [token for piece in heard.pieces for token in piece] == ended[0].tolist()
     with pytest.raises(ValueError, match="one row"):
         model.generate(**batch(), streamer=Collect())
 
 
-class After(StoppingCriteria):
-    """Ends a row once it is so long."""
+class Says(StoppingCriteria):
+    """Ends a row whose last token is this one: what is not asked after every token is missed."""
 
-    def __init__(self, length):
-        self.length = length
+    def __init__(self, token):
+        self.token = token
 
     def __call__(self, input_ids, scores, **kwargs):
-        return torch.full((len(input_ids),), input_ids.shape[1] >= self.length)
+        return input_ids[:, -1] == self.token
 
 
-@pytest.mark.parametrize("verify", ["token", "none"])
-def test_criteria_are_asked_after_every_pass(model, verify):
-    criteria = StoppingCriteriaList([After(8)])
-    ids = torch.tensor([PROMPTS[0]])
-    out = model.generate(ids, max_new_tokens=20, do_sample=False, verify=verify, stopping_criteria=criteria)
-    whole = model.generate(ids, max_new_tokens=20, do_sample=False, verify=verify)
-    assert 8 <= out.shape[1] <= 10 and torch.equal(out, whole[:, : out.shape[1]])
+@pytest.mark.parametrize("verify", ["token", "jacobi", "none"])
+def test_criteria_are_asked_after_every_token(model, verify):
+    whole = model.generate(**{**batch(), "max_new_tokens": 20}, do_sample=False, verify=verify)
+    lengths = set()
+    for place in range(5, 14):
+        token = int(whole[0, place])
+        criteria = StoppingCriteriaList([Says(token)])
+        out = model.generate(
+            **{**batch(), "max_new_tokens": 20}, do_sample=False, verify=verify, stopping_criteria=criteria
+        )
+        for row, text in zip(out, whole, strict=True):
+            new = text[5:].tolist()
+            length = new.index(token) + 1 if token in new else 20
+            assert row[5 : 5 + length].tolist() == new[:length] and (row[5 + length :] == 0).all()
+            lengths.add(length % 3)
+    assert len(lengths) > 1  # inside blocks too
+
+
+@pytest.mark.parametrize("verify", ["token", "inverse-cdf"])
+def test_processors_keep_transformers_order(model, verify):
+    """min_p after temperature and top-k: what transformers would never draw is not drawn."""
+    ids = torch.tensor([PROMPTS[2]])
+    seen = set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        out = model.generate(ids, max_new_tokens=3, do_sample=True, temperature=3.0, min_p=0.5, verify=verify)[0]
+        for place in range(5, 8):
+            p = (model.trunk(out[None, :place]).logits[0, -1] / 3.0).softmax(-1)
+            assert p[out[place]] >= 0.5 * p.max() - 1e-6
+        seen.add(tuple(out.tolist()))
+    assert len(seen) > 5
+    own = LogitsProcessorList([TemperatureLogitsWarper(1e-3)])  # one's own is kept to
+    cold = model.generate(ids, max_new_tokens=6, do_sample=True, logits_processor=own, verify=verify)
+    assert torch.equal(cold, model.generate(ids, max_new_tokens=6, do_sample=False))
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 2}, {"output_scores": True, "return_dict_in_generate": True}, {"guidance_scale": 2.0}]
+)
+def test_what_is_not_done_is_refused(model, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=4, **options)
+
+
+def test_padding_is_seen_without_a_mask(model):
+    ids, mask = pad_left([[3, 7], [2, 9, 4, 4, 8]], 0)
+    told = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), told)
 
 
 @pytest.mark.parametrize("verify", ["token", "none"])

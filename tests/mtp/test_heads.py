@@ -181,6 +181,19 @@ def test_the_law_of_every_position_is_what_log_prob_reads_from_it(name, bias):
         assert torch.allclose(read.double(), made.log_prob(ctx, blocks[:, :size])[:, 1:].double(), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_block_of_one_token_is_the_trunks_and_no_anchor_is_no_loss(name):
+    ctx, made = context(), head(name)
+    draft = made.sample(ctx, Warp(), Rng(0, torch.arange(N)), block_size=1)
+    assert draft.tokens.shape == (N, 1)
+    assert torch.allclose(draft.conditional(0).double(), ctx.first_logits().log_softmax(-1), atol=1e-6)
+    none = BlockContext(ctx.hidden[:0], ctx.embedding, ctx.unembedding)
+    empty = torch.zeros(0, 3, dtype=torch.long)
+    got = made.nll(none, empty, empty.bool(), rng=Rng(0, torch.arange(0)))
+    assert got.loss.item() == 0 and got.count.sum() == 0
+    got.loss.backward()
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_a_shorter_block_has_the_law_of_the_longer_ones_beginning(name):
     ctx, made, blocks = context(), head(name, 5), all_blocks(5)[::997][:N]

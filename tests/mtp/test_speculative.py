@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
 
 from flowmap.rng import Rng
 from mtp import MTPForCausalLM
@@ -123,11 +123,52 @@ def test_stop_tokens_end_a_row_there_and_nowhere_else(trunk, verify):
     assert len(set(out.lengths.tolist())) > 2
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_any_attention_backend_keeps_to_the_mask(trunk, attention):
+    model = build(trunk)
+    model.trunk.set_attn_implementation(attention)
+    ids, mask = pad_left(PROMPTS, 0)
+    out = decode_verified(model, ids, mask, max_new_tokens=10, warp=Warp(0.0))
+    assert torch.equal(out.tokens, decode(model, ids, mask, max_new_tokens=10, warp=Warp(0.0), block_size=1).tokens)
+
+
+def test_a_position_table_may_end_with_the_text():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=20, bos_token_id=0, eos_token_id=0)
+    model = build(AutoModelForCausalLM.from_config(config).eval(), block_size=4)
+    ids = torch.tensor([[2, 9, 4, 4, 8]])
+    out = decode_verified(model, ids, max_new_tokens=15, warp=Warp(0.0))
+    assert torch.equal(out.tokens, decode(model, ids, max_new_tokens=15, warp=Warp(0.0), block_size=1).tokens)
+
+
+def test_a_sliding_window_that_would_bind_is_refused():
+    config = MistralConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=8,
+    )  # fmt: skip
+    model = build(AutoModelForCausalLM.from_config(config).eval())
+    assert decode_verified(model, torch.tensor([[1, 2, 3]]), max_new_tokens=5).tokens.shape == (1, 5)
+    with pytest.raises(ValueError, match="looks back 8 tokens"):
+        decode_verified(model, torch.tensor([[1, 2, 3]]), max_new_tokens=6)
+
+
+def test_passes_that_committed_nothing_are_not_counted(trunk):
+    """Where looking is dear the loop runs on after the last row has ended."""
+    model = build(trunk)
+    ids, mask = pad_left(PROMPTS, 0)
+    plain = decode_verified(model, ids, mask, max_new_tokens=10, warp=Warp(0.0))
+    assert plain.trunk_passes == int((plain.accepted > 0).any(0).sum()) + 1 == plain.accepted.shape[1] + 1
+
+
 def test_what_cannot_be_verified_is_refused(trunk):
     model = MTPForCausalLM.from_trunk(trunk)
     ids, mask = pad_left(PROMPTS, 0)
     with pytest.raises(ValueError, match="joint head"):
         decode_verified(model, ids, mask, max_new_tokens=4)
+    with pytest.raises(ValueError, match="inside a prompt"):
+        decode_verified(model, ids[2:], torch.tensor([[1, 0, 1, 1, 1]]), max_new_tokens=4, verify="jacobi")
+    with pytest.raises(ValueError, match="1 or above"):
+        decode_verified(model, ids, mask, max_new_tokens=0, verify="jacobi")
     with pytest.raises(ValueError, match="known are token, block"):
         decode_verified(model, ids, mask, max_new_tokens=4, verify="tokens")
     assert (
