@@ -66,7 +66,7 @@ def test_processors_bend_the_law_that_is_kept_to(model, more):
 
 
 def test_processors_that_cannot_be_kept_to_are_refused(model):
-    with pytest.raises(ValueError, match="direct decoding takes.*RepetitionPenalty"):
+    with pytest.raises(ValueError, match=r"direct decoding takes.*RepetitionPenalty"):
         model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=9, repetition_penalty=2.0, verify="none")
     with pytest.raises(ValueError, match="one prompt at a time"):
         model.generate(**batch(), repetition_penalty=2.0)
