@@ -134,7 +134,9 @@ def text_cell(
                 records += probe_open(run, suite, open_cases(run, suite), num=1000, seed=seed, block=block)
         return records
 
-    return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
+    found = cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
+    # a frozen trunk's seed is no part of a head's run; here it is the head's own
+    return [{**r, "train_seed": seed} if r["subject"] == "trunk" else r for r in found]
 
 
 def text_config(on: str, head: str, seed: int, trunk: Path) -> RunConfig:
