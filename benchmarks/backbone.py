@@ -2,7 +2,8 @@
 
     python -m benchmarks.backbone [--json benchmarks/results/speed/backbone.json]
 
-What it has besides (times, adaptive norms, QK-norm) is in its price. Interleaved rounds on an otherwise idle machine.
+What it has besides (times, adaptive norms, QK-norm) is in its price; beside it, what QK-norm and the plain products of
+short windows on CPUs make of that. Interleaved rounds on an otherwise idle machine.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def main() -> None:
         networks = {
             "backbone": Backbone(BackboneConfig(state_size=width, **shape)),
             "backbone, no QK-norm": Backbone(BackboneConfig(state_size=width, qk_norm=False, **shape)),
+            "backbone, torch's fused attention": Backbone(BackboneConfig(state_size=width, **shape), fused),
         }
         steps = {"torch": one_step(lambda e=encoder, x=x: e(x), args.dtype)}
         for subject, network in networks.items():
@@ -54,6 +56,10 @@ def main() -> None:
             print(f"{name}, {subject}: {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) × torch's encoder")
     if args.json:
         write_records(args.json, ["python", "-m", "benchmarks.backbone", *sys.argv[1:]], records)
+
+
+def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def one_step(forward: Callable[[], torch.Tensor], dtype: str) -> Callable[[], object]:

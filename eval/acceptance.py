@@ -18,12 +18,11 @@ from tqdm import tqdm
 
 from eval.loading import LoadedRun, load_run
 from eval.records import keep_records, record, write_records
-from eval.samples import held_out_prompts
+from eval.samples import held_out_prompts, in_tokens
 from eval.tables import print_row
 from mtp.decoding.direct import pad_left
 from mtp.decoding.speculative import decode_verified
 from mtp.decoding.warp import Warp
-from training.data.tokenizer import start_token
 
 
 def run(args: Any, command: list[str]) -> None:
@@ -49,7 +48,7 @@ def measure(
     run: LoadedRun, verify: str, warp: Warp, block: int, num: int, length: int, new: int, seed: int = 0, batch: int = 64
 ) -> list[dict[str, Any]]:
     """On held-out prompts, or a suite's own. length: tokens of a prompt; new: tokens to write after it."""
-    starts = prompts(run, num, length, new)
+    starts = in_tokens(run, held_out_prompts(run, num, length, new))
     accepted, passes, written = [], 0, 0
     end = run.tokenizer.eos_token_id
     for low in tqdm(range(0, num, batch), desc=f"{verify}, T = {warp.temperature:g}", leave=False, disable=None):
@@ -79,11 +78,6 @@ def measure(
             for k, share in conditional_acceptance(accepted, block).items()
         ),
     ]
-
-
-def prompts(run: LoadedRun, num: int, length: int, new: int) -> list[list[int]]:
-    encode = lambda text: run.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    return [[start_token(run.tokenizer), *encode(text)] for text, _ in held_out_prompts(run, num, length, new)]
 
 
 def accepted_length(accepted: Sequence[Tensor]) -> tuple[float, float | None]:

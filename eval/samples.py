@@ -49,6 +49,12 @@ def held_out_windows(run: LoadedRun, num: int, length: int) -> np.ndarray:
     return np.stack([tokens[s : s + length] for s in starts]).astype(np.int64)
 
 
+def in_tokens(run: LoadedRun, prompts: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """What decoding starts from: each prompt behind the start token."""
+    encode = lambda text: run.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    return [[start_token(run.tokenizer), *encode(prompt)] for prompt, _ in prompts]
+
+
 @torch.no_grad()
 def draw(
     run: LoadedRun,
@@ -63,9 +69,7 @@ def draw(
     """One sample a prompt."""
     size = block or run.block_size
     rows = []
-    encode = lambda text: run.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    starts = [[start_token(run.tokenizer), *encode(prompt)] for prompt, _ in prompts]
-    for which, out in decode_all(run, starts, new=new, warp=warp, seed=seed, block=block, batch=batch):
+    for which, out in decode_all(run, in_tokens(run, prompts), new=new, warp=warp, seed=seed, block=block, batch=batch):
         contract = {
             "block": size, "steps": 1, "nfe": out.trunk_passes, "temperature": warp.temperature, "top_p": warp.top_p,
             "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema, "new": new,

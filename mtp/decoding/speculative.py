@@ -23,7 +23,7 @@ from flowmap.rng import Rng
 from mtp.decoding.direct import LOOK_EVERY, Decoded, Listener, block_size_of, trim
 from mtp.decoding.row_cache import RowCache
 from mtp.decoding.rules import RULES, agreement
-from mtp.decoding.warp import Warp, inverse_cdf
+from mtp.decoding.warp import Warp, inverse_cdf, pick
 
 SHARED = ("gumbel", "inverse-cdf", "jacobi")
 VERIFY = (*RULES, *SHARED)
@@ -186,7 +186,7 @@ class _Drafter:
         drafted = block[:, 1:]
         told = log_p[:, :-1].gather(-1, drafted[..., None])[..., 0]
         if law is None:
-            picks, logs = self.target.draw(logits, self._noise(written + 1, self.size))
+            picks, logs = pick(log_p, self._noise(written + 1, self.size))
             kept = agreement(picks, drafted)
             self.last = picks, kept
             first = picks.gather(1, kept[:, None])[:, 0]

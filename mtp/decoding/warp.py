@@ -47,10 +47,7 @@ class Warp:
         if self.temperature == 0:
             tokens = logits.argmax(-1)
             return tokens, torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
-        log_prob = self.log_prob(logits)
-        gumbel = noise.ndim == logits.ndim
-        tokens = (log_prob + noise).argmax(-1) if gumbel else inverse_cdf(log_prob.exp(), noise)
-        return tokens, log_prob.gather(-1, tokens[..., None]).squeeze(-1)
+        return pick(self.log_prob(logits), noise)
 
     def _nucleus(self, logits: Tensor) -> Tensor:
         """True for the most probable tokens up to and including the one that reaches top_p."""
@@ -59,6 +56,13 @@ class Warp:
         keep = mass_before < self.top_p
         keep[..., 0] = True
         return torch.zeros_like(keep).scatter_(-1, order, keep)
+
+
+def pick(log_prob: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """What `Warp.draw` draws from the law it arrives at."""
+    gumbel = noise.ndim == log_prob.ndim
+    tokens = (log_prob + noise).argmax(-1) if gumbel else inverse_cdf(log_prob.exp(), noise)
+    return tokens, log_prob.gather(-1, tokens[..., None]).squeeze(-1)
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:

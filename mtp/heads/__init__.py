@@ -24,8 +24,6 @@ _HOMES = {
     "flow-map": ("mtp.heads.flow_map", "FlowMapHead"),
 }
 NAMES = tuple(_HOMES)
-EXACT = tuple(name for name in NAMES if name != "flow-map")
-"""Families whose log_prob is known; the law of the others is a mean over noise."""
 
 
 def option_names(name: str) -> set[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from flowmap.rng import Rng
@@ -119,9 +120,35 @@ class JointHead(nn.Module):
     def rollback(self, lengths: Tensor) -> None:
         """Forget what was drawn past lengths: (N,). A head without memory across blocks has nothing to forget."""
 
+    def size(self, asked: int | None) -> int:
+        """Tokens of a block to draw: those asked for, at most the head's own."""
+        if asked is not None and not 1 <= asked <= self.block_size:
+            raise ValueError(f"block_size {asked} must lie between 1 and the {self.block_size} this head was built for")
+        return asked or self.block_size
+
     def uniforms(self, ctx: BlockContext, rng: Rng | None, noise: Tensor | None, size: int) -> Tensor:
         if noise is not None:
             return noise
         if rng is None:
             raise ValueError("sample needs rng or noise")
         return rng.uniform("block", len(ctx.hidden), size).to(ctx.hidden.device)
+
+
+def row_weights(targets: Tensor, mask: Tensor, weights: Tensor | None) -> Tensor:
+    """(N, K) of what counts: weights (N, K) or (K,), default 1, and 0 where masked."""
+    return mask.float() if weights is None else weights.expand(targets.shape).float() * mask
+
+
+def block_nll(loss: Tensor, nll: Tensor, mask: Tensor) -> BlockNLL:
+    """nll: (N, K−1), of positions 2..K; a masked target's may be anything. mask: (N, K)."""
+    counted = mask[:, 1:].bool()
+    none = nll.new_zeros(1)
+    sums = torch.where(counted, nll.detach(), 0.0).sum(0)
+    return BlockNLL(loss, torch.cat([none, sums]), torch.cat([none, counted.sum(0).to(nll.dtype)]))
+
+
+def first_token(logits: Tensor, warp: Warp, noise: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Position 1 and its log q: drawn, or as it is known, and then certain."""
+    if known is None:
+        return warp.draw(logits, noise)
+    return known, torch.zeros(len(known), device=known.device)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead
+from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.heads.readout import PositionProjection
 from mtp.losses.linear_nll import row_nll
 
@@ -59,15 +59,11 @@ class CircuitHead(JointHead):
         raise NotImplementedError
 
     def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
-        weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
-        weights = weights.expand(targets.shape).float() * mask
+        weights = row_weights(targets, mask, weights)
         nll = -self._modelled(ctx, targets)
-        none = nll.new_zeros(1)
-        rest = mask[:, 1:].float()
-        summed = (nll.detach() * rest).sum(0)
         # a masked target may be anything, its nll too
         loss = torch.where(mask[:, 1:], nll, 0.0).mul(weights[:, 1:]).sum()
-        return BlockNLL(loss, torch.cat([none, summed]), torch.cat([none, rest.sum(0)]))
+        return block_nll(loss, nll, mask)
 
     def log_prob(self, ctx, x):
         first = -row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]
@@ -86,15 +82,10 @@ class CircuitHead(JointHead):
         return (torch.stack(posterior, 1)[..., None] + log_phi).logsumexp(-2)
 
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
-        size = block_size or self.block_size
-        if size > self.block_size:
-            raise ValueError(f"block_size {size} is above the {self.block_size} this head was built for")
+        size = self.size(block_size)
         noise = self.uniforms(ctx, rng, noise, size)
         logits = [ctx.first_logits()]
-        if first is None:
-            first, log_first = warp.draw(logits[0], noise[:, 0])
-        else:
-            log_first = torch.zeros(len(first), device=first.device)
+        first, log_first = first_token(logits[0], warp, noise[:, 0], first)
         tokens, log_q = [first], [log_first]
         inputs, weights = self._inputs(ctx, first, size - 1), self._weights(ctx, first)
         leaves = weights.new_zeros(len(first), self.modelled, self.components)

@@ -22,7 +22,7 @@ from flowmap.backbone import BackboneConfig
 from flowmap.objectives.tokens import ProgressiveKL, TokenStates, VariationalBound
 from flowmap.path import expand
 from flowmap.rng import Rng
-from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead
+from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.heads.block_map import BlockMap, Given
 from mtp.heads.readout import PositionProjection
 from mtp.losses.linear_nll import row_nll
@@ -97,17 +97,14 @@ class FlowMapHead(JointHead):
         """
         if rng is None:
             raise ValueError(f"{self.name}: the loss is a mean over times and noise: nll needs rng")
-        weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
-        weights = (weights.expand(targets.shape).float() * mask)[:, 1:]
+        weights = row_weights(targets, mask, weights)[:, 1:]
         given, tokens = self.given(ctx, targets[:, 0]), targets[:, 1:].masked_fill(~mask[:, 1:], -1)
         loss = self._loss(given, tokens, weights, rng)
         rows = torch.arange(len(tokens), device=tokens.device)
         if self.training:
             rows = rows[rng.uniform("scored", len(rows)).to(rows.device) < self.scored]
-        inside = (tokens[rows] >= 0).float()
-        nll = self._bound(given[rows], tokens[rows], _rows(rng, rows)).float() * inside
-        none = nll.new_zeros(1)
-        return BlockNLL(loss, torch.cat([none, nll.sum(0)]), torch.cat([none, inside.sum(0)]))
+        nll = self._bound(given[rows], tokens[rows], _rows(rng, rows)).float()
+        return block_nll(loss, nll, mask[rows])
 
     def _loss(self, given: Given, tokens: Tensor, weights: Tensor, rng: Rng) -> Tensor:
         x, local = self.objective.noised(self.map, TokenStates(tokens, given), rng, 0)
@@ -136,14 +133,9 @@ class FlowMapHead(JointHead):
         its bits, those of the tokens' own uniforms among them: z and the draws from p(· | z) are as independent as
         Philox's words are of their addresses, but z has 2^(24(K−1)) values and no more. A mean over noise is as exact
         as over so many draws, 1e-4 of a probability at K = 2."""
-        size = block_size or self.block_size
-        if size > self.block_size:
-            raise ValueError(f"block_size {size} is above the {self.block_size} this head was built for")
+        size = self.size(block_size)
         uniform, first_logits = self.uniforms(ctx, rng, noise, size), ctx.first_logits()
-        if first is None:
-            first, log_first = warp.draw(first_logits, uniform[:, 0])
-        else:
-            log_first = torch.zeros(len(first), device=first.device)
+        first, log_first = first_token(first_logits, warp, uniform[:, 0], first)
         given = self.given(ctx, first)
         z = self._noise(len(first), rng if rng is not None and noise is None else _expanded(uniform))
         logits = self.map.read(*self._jumps(z, given), given, self.map.codebook.codes())[:, : size - 1]

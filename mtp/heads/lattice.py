@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowmap.rng import Rng
 from mtp.decoding.warp import Warp, inverse_cdf
-from mtp.heads.base import BlockContext, BlockNLL, Draft
+from mtp.heads.base import BlockContext, BlockNLL, Draft, block_nll, first_token, row_weights
 from mtp.heads.readout import ReadoutHead
 from mtp.losses import lattice_nll
 from mtp.losses.lattice_nll import Lattice, Rows
@@ -53,12 +53,9 @@ class LatticeChain(ReadoutHead):
         return self.token(x)
 
     def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
-        weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
-        row_weights = (weights.expand(targets.shape).float() * mask)[:, 1:].flatten()
-        loss, nll = lattice_nll.weighted_nll(row_weights, self._rows(ctx, targets))
-        rest = mask[:, 1:].float()
-        none = rest.new_zeros(1)
-        return BlockNLL(loss, torch.cat([none, (nll.view_as(rest) * rest).sum(0)]), torch.cat([none, rest.sum(0)]))
+        weights = row_weights(targets, mask, weights)[:, 1:]
+        loss, nll = lattice_nll.weighted_nll(weights.flatten(), self._rows(ctx, targets))
+        return block_nll(loss, nll.view(weights.shape), mask)
 
     def log_prob(self, ctx, x):
         nll = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]
@@ -89,10 +86,10 @@ class LatticeChain(ReadoutHead):
 
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
         """Position by position. The warp applies to the whole of q_k; `Draft.logits` are log q_k."""
-        size = self._size(block_size)
+        size = self.size(block_size)
         noise = self.uniforms(ctx, rng, noise, size)
         logits, lattice = self._slots(ctx, size)
-        log_q, drawn = [logits[:, 0]], [_first(logits[:, 0], warp, noise[:, 0], first)]
+        log_q, drawn = [logits[:, 0]], [first_token(logits[:, 0], warp, noise[:, 0], first)]
         for k in range(size - 1):
             slot = lattice.slot(k)
             on = slot.on(self.token(drawn[-1][0])[:, None], self.readout)[:, 0]
@@ -127,7 +124,7 @@ class LatticeChain(ReadoutHead):
                 f"{self.name}: one pass needs a number a candidate, not the one a position of noise "
                 f"{tuple(noise.shape)}; give rng or Gumbels (N, K, V), or draw with sample"
             )
-        size = self._size(block_size)
+        size = self.size(block_size)
         logits, lattice = self._slots(ctx, size)
         off = lattice.off(logits[:, 1:])
         if noise is not None:
@@ -142,7 +139,7 @@ class LatticeChain(ReadoutHead):
             noise_1, gumbel = uniform[:, 0], (-(-uniforms.log()).log()).float()
         else:
             raise ValueError("sample_one_pass needs rng or noise")
-        token, told = _first(logits[:, 0], Warp(), noise_1, first)
+        token, told = first_token(logits[:, 0], Warp(), noise_1, first)
 
         states = torch.cat([lattice.tokens, escape[..., None]], -1)
         on = lattice.on(self.token(_previous(token, states)), self.readout)
@@ -155,12 +152,6 @@ class LatticeChain(ReadoutHead):
         told = torch.cat([told[:, None], log_q.gather(-1, rest)[..., 0]], 1)
         tokens = torch.cat([token[:, None], rest[..., 0]], 1)
         return Draft(tokens, told, [logits[:, 0], *log_q.unbind(1)], Warp())
-
-    def _size(self, block_size: int | None) -> int:
-        size = block_size or self.block_size
-        if size > self.block_size:
-            raise ValueError(f"block_size {size} is above the {self.block_size} this head was built for")
-        return size
 
     def _slots(self, ctx: BlockContext, size: int) -> tuple[Tensor, Lattice]:
         """U_1..U_K, (N, K, V) from one product, and the lattices of positions 2..K."""
@@ -181,9 +172,3 @@ def compose(maps: Tensor) -> Tensor:
 def _previous(token: Tensor, states: Tensor) -> Tensor:
     """What slots 2..K may follow, (N, K−1, C+1): x_1 in every state, then the slot before's candidates and escape."""
     return torch.cat([token[:, None, None].expand_as(states[:, :1]), states[:, :-1]], 1)
-
-
-def _first(logits: Tensor, warp: Warp, noise: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-    if first is not None:
-        return first, torch.zeros(len(first), device=first.device)
-    return warp.draw(logits, noise)

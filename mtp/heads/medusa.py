@@ -9,7 +9,7 @@ small model's weights: what they buy over one shared table is what the compariso
 import torch
 from torch import Tensor, nn
 
-from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead
+from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.losses.linear_nll import row_nll, weighted_nll
 
 
@@ -23,18 +23,16 @@ class MedusaHead(JointHead):
         self.tables = nn.Parameter(torch.zeros(block_size - 1, vocab_size, hidden_size))
 
     def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
-        weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
-        weights = weights.expand(targets.shape).float() * mask
+        weights = row_weights(targets, mask, weights)
         inputs = self._inputs(ctx, targets.shape[1] - 1)
-        loss, sums = inputs.new_zeros((), dtype=torch.float32), [inputs.new_zeros((), dtype=torch.float32)]
+        columns: list[torch.Tensor] = []
+        loss = inputs.new_zeros((), dtype=torch.float32)
         for k, x in enumerate(inputs.unbind(0), 1):
             part, nll = weighted_nll(
                 [x, x], [ctx.unembedding, self.tables[k - 1]], targets[:, k].contiguous(), weights[:, k], ctx.bias
             )
-            loss, sums = loss + part, [*sums, (nll * mask[:, k]).sum()]
-        count = mask.float().sum(0)
-        count[0] = 0
-        return BlockNLL(loss, torch.stack(sums), count)
+            loss, columns = loss + part, [*columns, nll]
+        return block_nll(loss, torch.stack(columns, 1), mask)
 
     def log_prob(self, ctx, x):
         columns = [row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)]
@@ -46,14 +44,11 @@ class MedusaHead(JointHead):
         return torch.stack(self._logits(ctx, x.shape[1])[1:], 1).float().log_softmax(-1)
 
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
-        size = block_size or self.block_size
-        if size > self.block_size:
-            raise ValueError(f"block_size {size} is above the {self.block_size} this head was built for")
+        size = self.size(block_size)
         noise = self.uniforms(ctx, rng, noise, size)
         logits = self._logits(ctx, size)
-        drawn = [warp.draw(logits[k], noise[:, k]) for k in range(size)]
-        if first is not None:
-            drawn[0] = (first, torch.zeros(len(first), device=first.device))
+        drawn = [first_token(logits[0], warp, noise[:, 0], first)]
+        drawn += [warp.draw(logits[k], noise[:, k]) for k in range(1, size)]
         tokens, log_q = (torch.stack(parts, 1) for parts in zip(*drawn, strict=True))
         return Draft(tokens, log_q, logits, warp)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead
+from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.losses.linear_nll import row_nll, weighted_nll
 
 
@@ -51,15 +51,12 @@ class ReadoutHead(JointHead):
         return None, None
 
     def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
-        weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
-        weights = weights.expand(targets.shape).float() * mask
+        weights = row_weights(targets, mask, weights)
         inputs, tables = self._terms(ctx, targets[:, :-1])
         loss, nll = weighted_nll(
             [x.flatten(0, 1) for x in inputs], tables, targets[:, 1:].flatten(), weights[:, 1:].flatten(), ctx.bias
         )
-        rest = mask[:, 1:].float()
-        none = rest.new_zeros(1)
-        return BlockNLL(loss, torch.cat([none, (nll.view_as(rest) * rest).sum(0)]), torch.cat([none, rest.sum(0)]))
+        return block_nll(loss, nll.view(mask[:, 1:].shape), mask)
 
     def log_prob(self, ctx, x):
         nll = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]
@@ -84,9 +81,7 @@ class ReadoutHead(JointHead):
         return [base, correction], [ctx.unembedding, self.readout]
 
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
-        size = block_size or self.block_size
-        if size > self.block_size:
-            raise ValueError(f"block_size {size} is above the {self.block_size} this head was built for")
+        size = self.size(block_size)
         uniform = self.uniforms(ctx, rng, noise, size)
         base = self.projection(ctx.hidden, size - 1)
         # one product for all positions: W, the largest thing a small batch reads, is read once
@@ -102,8 +97,8 @@ class ReadoutHead(JointHead):
                 correction, state = self.step(ctx, base[:, k - 1], state, tokens[-1])
                 if correction is not None:
                     logits_k = torch.addmm(logits_k, correction, self.readout.T)
-            if k == 0 and first is not None:
-                token, log_q_k = first, torch.zeros(len(first), device=first.device)
+            if k == 0:
+                token, log_q_k = first_token(logits_k, warp, uniform[:, 0], first)
             else:
                 token, log_q_k = warp.draw(logits_k, uniform[:, k])
             logits.append(logits_k)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 from torch.utils.checkpoint import checkpoint
 
-from mtp.losses.linear_nll import chunk_rows
+from mtp.losses.linear_nll import chunk_rows, given_once
 
 
 class Rows(NamedTuple):
@@ -161,11 +161,4 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, _):
-        if ctx.grads is None:
-            raise RuntimeError("the sweep gives its gradients once: they are scaled in place")
-        grads = [
-            None if grad is None else grad.mul_(upstream).to(dtype)
-            for grad, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
-        ]
-        ctx.grads = None
-        return None, None, None, *grads
+        return None, None, None, *given_once(ctx, upstream)

@@ -9,6 +9,7 @@ type (bf16: 8 bits, an error of 0.06 at a logit of 20), so what is reported is s
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,11 +115,15 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, _):
-        if ctx.grads is None:
-            raise RuntimeError("weighted_nll gives its gradients once: they are scaled in place")
-        grads = [
-            None if grad is None else grad.mul_(upstream).to(dtype)
-            for grad, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
-        ]
-        ctx.grads = None
-        return (None, None, grads[0], None, *grads[1:])
+        bias, *grads = given_once(ctx, upstream)
+        return (None, None, bias, None, *grads)
+
+
+def given_once(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """The gradients that a forward sweep left in ctx.grads, to come back in ctx.dtypes."""
+    if ctx.grads is None:
+        raise RuntimeError("the sweep gives its gradients once: they are scaled in place")
+    grads, ctx.grads = ctx.grads, None
+    return [
+        None if grad is None else grad.mul_(upstream).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)
+    ]

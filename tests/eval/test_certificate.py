@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from eval.certificate import certify, every_string
 from eval.likelihood import block_likelihood, likelihoods
 from mtp import MTPForCausalLM
-from mtp.heads import EXACT
 from mtp.heads.base import BlockContext
 from mtp.objective import JointCrossEntropy
+from tests.mtp.test_heads import EXACT
 
 V, L = 5, 4
 LAW = {(1, 2, 3, 4): 0.5, (1, 3, 2, 4): 0.3, (4, 4, 0, 0): 0.2}

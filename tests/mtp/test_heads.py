@@ -8,10 +8,11 @@ from scipy import stats
 
 from flowmap.rng import Rng
 from mtp.decoding.warp import Warp
-from mtp.heads import EXACT, NAMES, build_head, option_names
+from mtp.heads import NAMES, _family, build_head, option_names
 from mtp.heads.base import BlockContext
 
 V, D, N = 5, 8, 3
+EXACT = [name for name in NAMES if _family(name).exact]
 CHAINS = [name for name in EXACT if name.endswith("-chain")]
 BLIND = ["independent", "blockwise", "medusa"]
 """Heads whose positions do not see each other."""

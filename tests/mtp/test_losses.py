@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from mtp.heads import EXACT
 from mtp.losses import distillation
 from mtp.losses.distillation import KINDS, compare, divergence
 from mtp.losses.weights import WEIGHTINGS, d_pace
-from tests.mtp.test_heads import V, context, head
+from tests.mtp.test_heads import EXACT, V, context, head
 
 K = 3
 
