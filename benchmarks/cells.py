@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from eval.records import SCHEMA
 from training.provenance import provenance, write_json
@@ -45,3 +47,13 @@ def _stated(inputs: Any) -> Any:
         return inputs
     stated = {key: _stated(value) for key, value in inputs.items()}
     return {key: value for key, value in stated.items() if value is not None and value is not False and value != {}}
+
+
+def settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE… as training.config.override takes them: a variant of a cell."""
+    split = dict(pair.split("=", 1) for pair in pairs)
+    return {key.replace(".", "__"): yaml.safe_load(value) for key, value in split.items()}
+
+
+def cell_name(subject: str, seed: int, variant: Mapping[str, Any]) -> str:
+    return "-".join([subject, str(seed), *(f"{key.split('__')[-1]}-{value}" for key, value in variant.items())])

@@ -17,9 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from benchmarks.cells import cell
+from benchmarks.cells import cell, cell_name, settings
 from eval.likelihood import BlockLikelihood, likelihoods
 from eval.loading import load_run
 from eval.perplexity import measure as measure_text
@@ -65,8 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     command = ["python", "-m", "benchmarks.heads", *sys.argv[1:]]
     found: list[dict[str, Any]] = []
-    pairs = dict(pair.split("=", 1) for pair in args.set)
-    variant = {key.replace(".", "__"): yaml.safe_load(value) for key, value in pairs.items()}
+    variant = settings(args.set)
     for on in args.on:
         if on in KNOWN and local_paths(KNOWN[on], None) is None:
             print(f"{on} is not here: leaplm data get {on}")
@@ -100,10 +97,6 @@ def suite_cell(
 
     inputs = {**to_dict(config), "law": law_of(suite).fingerprint, "num": NUM}
     return cell(RESULTS / f"{suite}-{name}.json", inputs, command, measure, kept)
-
-
-def cell_name(head: str, seed: int, variant: dict[str, Any]) -> str:
-    return "-".join([head, str(seed), *(f"{key.split('__')[-1]}-{value}" for key, value in variant.items())])
 
 
 def text_cell(

@@ -2,6 +2,7 @@
 
     python -m benchmarks.images --costs                       CPU seconds of a step of each, interleaved
     python -m benchmarks.images --on digits --seeds 0 1 2     cells that are not there yet, then the tables
+    python -m benchmarks.images --objectives imm --seeds 0 --set image.options.group_size=16      a trial: a cell of its own
 
 A cell trains RUNS/ON/NAME-SEED for the number of steps that its objective makes in --seconds of one core (from the
 costs), without classes, draws as many images as the training split has (5,000 at most) with averaged weights, and scores them against
@@ -13,9 +14,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from benchmarks.cells import cell
+from benchmarks.cells import cell, cell_name, settings
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
 from eval.records import record, seeds_mean, write_records
@@ -76,8 +78,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/images"))
     parser.add_argument("--kept", action="store_true", help="the table of the cells that are there; trains nothing")
     parser.add_argument("--costs", action="store_true", help="measure the cost of a step of each objective instead")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other values: cells of their own")
     args = parser.parse_args()
     command = ["python", "-m", "benchmarks.images", *sys.argv[1:]]
+    variant = settings(args.set)
     for on in args.on:
         if args.costs:
             measure_costs(on, command)
@@ -86,15 +90,18 @@ def main() -> None:
         found = []
         for name, seed in product(args.objectives, args.seeds):
             steps = round(args.seconds / costs[name])
-            found += (made := image_cell(on, name, seed, steps, args.runs, command, args.kept))
+            found += (made := image_cell(on, name, seed, steps, args.runs, command, args.kept, variant))
             if made:
                 print(f"{on} {name} seed {seed}", flush=True)
         if found:
             print_table(on, found)
 
 
-def config_of(on: str, name: str, seed: int, steps: int = 1) -> RunConfig:
+def config_of(
+    on: str, name: str, seed: int, steps: int = 1, variant: Mapping[str, Any] = MappingProxyType({})
+) -> RunConfig:
     config = override(load_preset(str(PRESETS / f"_{on}.yaml")), image__conditional=False, **VARIANTS[name])
+    config = override(config, **variant)
     if name in PACED:
         option, share = PACED[name]
         config = override(config, image__options={option: max(1, round(share * steps))})
@@ -102,13 +109,20 @@ def config_of(on: str, name: str, seed: int, steps: int = 1) -> RunConfig:
 
 
 def image_cell(
-    on: str, name: str, seed: int, steps: int, runs: Path, command: list[str], kept: bool = False
+    on: str,
+    name: str,
+    seed: int,
+    steps: int,
+    runs: Path,
+    command: list[str],
+    kept: bool = False,
+    variant: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    config = config_of(on, name, seed, steps)
-    short = name.replace(", ", "-").replace(" ", "-")
+    config = config_of(on, name, seed, steps, variant)
+    short = cell_name(name.replace(", ", "-").replace(" ", "-"), seed, variant)
 
     def measure() -> list[dict[str, Any]]:
-        folder = runs / on / f"{short}-{seed}"
+        folder = runs / on / short
         train(config, folder, build_task)
         run, images = load_image_run(str(folder)), load_images(on, config.data.root)
         scorer, num = ImageScorer(images), min(len(images.train), 5000)
@@ -145,7 +159,7 @@ def image_cell(
 
     data = load_images(on, config.data.root).fingerprint
     inputs = {"config": to_dict(config), "data": data, "steps": list(STEPS), "samplers": samplers(name)}
-    return cell(RESULTS / f"{on}-{short}-{seed}.json", inputs, command, measure, kept)
+    return cell(RESULTS / f"{on}-{short}.json", inputs, command, measure, kept)
 
 
 def samplers(name: str) -> list[str]:
