@@ -36,6 +36,8 @@ usage: leaplm COMMAND …        (leaplm COMMAND --help explains one)
            leaplm quality samples.jsonl --judge runs/stdlib-judge
   report   one page of everything measured of any runs
            leaplm report runs/independent runs/block-chain samples.jsonl --out report.html
+  export   a run as a model that transformers reads alone
+           leaplm export runs/sequential --format use-mtp --out model
   data     the text sets known by name: list, or get one
            leaplm data list
   completion  for your shell: eval "$(leaplm completion bash)"
@@ -154,7 +156,7 @@ def demo(argv: list[str]) -> None:
         out: Path = Path("runs/demo")
         """where everything goes"""
 
-    args = parse(Demo, argv, "leaplm demo")
+    args = parse(Demo, argv, "leaplm demo", files=())
     from eval.demo import run
 
     run(args.out, args.fast, ["leaplm", "demo", *argv])
@@ -168,7 +170,10 @@ def measuring(name: str) -> Callable[[list[str]], None]:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
-    **{name: measuring(name) for name in ("sample", "probe", "perplexity", "accept", "speed", "quality", "report")},
+    **{
+        name: measuring(name)
+        for name in ("sample", "probe", "perplexity", "accept", "speed", "quality", "report", "export")
+    },
     "data": data,
     "completion": completion,
 }

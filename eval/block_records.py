@@ -63,7 +63,7 @@ def flops(run: LoadedRun, block_size: int | None = None, window: int = 256) -> t
     with flop_counter() as trunk:
         run.model.trunk(ids)
     hidden, _ = run.model.states(ids[:, :1])
-    context = run.model.context(hidden[:, 0])
+    context = run.model.anchored(hidden, ids, torch.ones(1, 1, dtype=torch.bool, device=ids.device))
     with flop_counter() as whole:
         run.head.log_prob(context, ids[:, : block_size or run.block_size])
     with flop_counter() as first:

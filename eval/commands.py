@@ -1,4 +1,4 @@
-"""The options of every command that measures a trained run, and the call behind each.
+"""The options of every command that takes a trained run, and the call behind each.
 
 Nothing heavy is imported before a command's options are read.
 """
@@ -293,3 +293,33 @@ def report(argv: list[str]) -> None:
     from eval.joined import run
 
     run(args, ["leaplm", "report", *argv])
+
+
+def export(argv: list[str]) -> None:
+    """A run as a model that transformers reads without this package."""
+    import tyro
+
+    @dataclass
+    class Export:
+        """Write a run as a model that transformers reads without this package, tokenizer included.
+
+        hf: the trunk alone. use-mtp: a trunk of the Llama form with a sequential head, for
+        AutoModelForCausalLM.from_pretrained(DIR).generate(…, use_mtp=True)."""
+
+        run: tyro.conf.Positional[str]
+        """a run directory, a checkpoint or a model folder"""
+        format: Literal["hf", "use-mtp"] = "hf"
+        out: Path | None = None
+        """the folder to write, default RUN/export-FORMAT"""
+
+    args = parse(Export, argv, "leaplm export", files=())
+    from eval.loading import load_run
+    from mtp.export import export as write
+
+    out = args.out or Path(args.run) / f"export-{args.format}"
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: give another --out")
+    loaded = load_run(args.run)
+    write(loaded.model, args.format, out)
+    loaded.tokenizer.save_pretrained(out)
+    print(out)

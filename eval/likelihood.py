@@ -74,7 +74,7 @@ def likelihoods(
             continue
         anchors = mask[..., 0]
         nll = own.new_zeros(targets.shape)
-        nll[anchors] = -model.head.log_prob(model.context(hidden[anchors]), targets[anchors])
+        nll[anchors] = -model.head.log_prob(model.anchored(hidden, part.tokens, anchors), targets[anchors])
         # the trunk's loss at the K targets of position i: those of positions i..i+K−1; the last lie in the next window
         follows = torch.nn.functional.pad(own, (0, largest - 1)).unfold(1, largest, 1)
         place, offset = torch.arange(part.length, device=hidden.device), _offset(part, store)

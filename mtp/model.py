@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mtp.heads import build_head
+from mtp.heads import build_head, family
 from mtp.heads.base import BlockContext, JointHead
 
 
@@ -82,6 +82,8 @@ class MTPForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> "MTPForCausalLM":
         """Attach a fresh head to a causal LM; its weights are shared, not copied."""
         check_trunk(trunk)
+        if head is not None:
+            head_options = {**family(head).trunk_options(trunk.config), **head_options}
         config = MTPConfig(  # type: ignore[call-arg]  # the base class takes more than its fields
             trunk_config=trunk.config,
             head=head,
@@ -119,10 +121,21 @@ class MTPForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return out.last_hidden_state, out.past_key_values if use_cache else None
 
-    def context(self, hidden: Tensor) -> BlockContext:
-        """hidden: (N, d) → what a head may look at."""
+    def context(self, hidden: Tensor, past: Any = None) -> BlockContext:
+        """hidden: (N, d) → what a head may look at. past: a `heads.past.Past`, for heads that read more than a state."""
         unembedding = self.trunk.get_output_embeddings()
-        return BlockContext(hidden, self.trunk.get_input_embeddings().weight, unembedding.weight, unembedding.bias)
+        return BlockContext(
+            hidden, self.trunk.get_input_embeddings().weight, unembedding.weight, unembedding.bias, past
+        )
+
+    def anchored(self, hidden: Tensor, tokens: Tensor, anchors: Tensor) -> BlockContext:
+        """The context of blocks of text. hidden: (batch, length, d), the states of tokens (batch, ≥ length), of which
+        those past an anchor are the block asked about; anchors: (batch, length) bool."""
+        if self.head is None or not self.head.needs_past:
+            return self.context(hidden[anchors])
+        from mtp.heads.past import Past
+
+        return self.context(hidden[anchors], Past.of_windows(hidden, tokens, anchors))
 
     def generate(  # type: ignore[override]
         self,

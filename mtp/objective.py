@@ -63,15 +63,17 @@ class JointCrossEntropy(Objective):
             if self.anchor_fraction < 1 and self.training:
                 kept = rng.uniform("anchors", *anchors.shape).to(anchors.device) < self.anchor_fraction
                 anchors = anchors & kept
-            loss, more = self._head(model, hidden, targets, mask, anchors, rng)
+            loss, more = self._head(model, hidden, batch.tokens, targets, mask, anchors, rng)
             scale = self.head_weight / (targets.shape[-1] - 1)
             total = total + loss * (scale / (self.anchor_fraction if self.training else 1))
             metrics |= more
         return Loss(total, count, metrics)
 
-    def _head(self, model, hidden: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng):
+    def _head(
+        self, model, hidden: Tensor, tokens: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The head's loss over the anchors' blocks, and its metrics. hidden: (batch, length, d)."""
-        ctx, target, inside = model.context(hidden[anchors]), targets[anchors], mask[anchors]
+        ctx, target, inside = model.anchored(hidden, tokens, anchors), targets[anchors], mask[anchors]
         weights = self._weights(model.head, ctx, target, inside)
         metrics = {}
         if self.distill is not None and self.training:

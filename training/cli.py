@@ -6,6 +6,7 @@ Imported by `leaplm` at start, so it loads nothing heavy itself.
 import io
 import re
 import shlex
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from typing import Any
 
@@ -27,8 +28,8 @@ def numbers() -> Any:
     )
 
 
-def parse(kind: Any, argv: list[str], prog: str) -> Any:
-    """tyro's parse, with its boxed error made one line."""
+def parse(kind: Any, argv: list[str], prog: str, files: Sequence[str] = ("json", "report", "picture", "out")) -> Any:
+    """tyro's parse, with its boxed error made one line. files: options that name a file to write."""
     import tyro
 
     message = io.StringIO()
@@ -39,9 +40,9 @@ def parse(kind: Any, argv: list[str], prog: str) -> Any:
         if not stop.code:
             raise
         raise ValueError(f"{_one_line(message.getvalue())} (see {shlex.join(prog.split()[:3])} --help)") from None
-    for name in ("json", "report", "picture", "out"):  # before hours of work, not after
+    for name in files:  # before hours of work, not after
         path = getattr(args, name, None)
-        if path is not None and path.is_dir() and not hasattr(args, "fast"):
+        if path is not None and path.is_dir():
             raise ValueError(f"--{name} {path} is a folder: name a file")
     return args
 

@@ -15,7 +15,7 @@ from eval.records import record
 from eval.speed.floor import Machine, Work, measure_work
 from eval.speed.memory import peak_memory
 from eval.speed.timing import interleaved, load_average, pair_ratio
-from mtp.decoding.direct import compiled_step, decode
+from mtp.decoding.direct import compiled_step, decode, history_of
 from mtp.decoding.speculative import Verified, decode_verified
 from mtp.decoding.warp import Warp
 from mtp.model import MTPForCausalLM
@@ -158,12 +158,21 @@ def pass_work(model: MTPForCausalLM, block: int, setting: Setting, judged: bool 
     device = next(model.parameters()).device
     ids = torch.zeros(setting.batch, setting.prompt, dtype=torch.int64, device=device)
     with torch.no_grad():
-        _, cache = model.states(ids, use_cache=True)
+        states, cache = model.states(ids, use_cache=True)
         noise = torch.full((setting.batch, block), 0.5, device=device)
+        history = history_of(model, setting.batch, setting.prompt + block)
+        places = torch.arange(setting.prompt + block, device=device).expand(setting.batch, -1)
+        if history is not None and model.head is not None:
+            history.add(ids, states, places[:, : setting.prompt])
+            model.head.sample(
+                model.context(states[:, -1], history.at(places[:, setting.prompt - 1])), Warp(), noise=noise
+            )
 
         def one_pass() -> None:
             hidden, _ = model.states(ids[:, :block], past_key_values=cache, use_cache=True)
-            context = model.context(hidden[:, -1])
+            if history is not None:
+                history.add(ids[:, :block], hidden, places[:, -block:])
+            context = model.context(hidden[:, -1], history and history.at(places[:, -1]))
             if judged:
                 model.context(hidden.flatten(0, 1)).first_logits()
             if model.head is None:

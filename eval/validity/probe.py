@@ -6,7 +6,7 @@ the suite has one; no retry; unfinished is invalid.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from eval.records import record
 from eval.validity.suites import Suite
 from mtp.decoding.direct import Decoded
 from mtp.decoding.warp import Warp
+from mtp.heads.past import Past
 from training.data.cases import EncodedSuite, encode_suite
 
 UNFINISHED = "(unfinished)"
@@ -163,7 +164,7 @@ def _statistics(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def exact_variations(run: LoadedRun, encoded: EncodedSuite, size: int, batch: int = 4096) -> dict[str, float]:
     """prompt → ½ Σ |q − p| with q read off the head itself: no sampling. Mass outside the law counts whole."""
     rows = [(prompt, text) for prompt, law in encoded.suite.laws.items() for text in law]
-    states = _last_states(run, [encoded.starts[prompt] for prompt in encoded.suite.prompts])
+    contexts = _prompt_contexts(run, [encoded.starts[prompt] for prompt in encoded.suite.prompts])
     at = {prompt: i for i, prompt in enumerate(encoded.suite.prompts)}
     lengths = [len(encoded.answers[prompt][text]) for prompt, text in rows]
     q: dict[tuple[str, str], float] = {}
@@ -171,8 +172,8 @@ def exact_variations(run: LoadedRun, encoded: EncodedSuite, size: int, batch: in
         chosen = [row for row, n in zip(rows, lengths, strict=True) if n == length]
         for low in range(0, len(chosen), batch):
             part = chosen[low : low + batch]
-            answers = torch.tensor([encoded.answers[prompt][text] for prompt, text in part], device=states.device)
-            context = run.model.context(states[[at[prompt] for prompt, _ in part]])
+            answers = torch.tensor([encoded.answers[prompt][text] for prompt, text in part], device=run.model.device)
+            context = contexts([at[prompt] for prompt, _ in part])
             log_q = _block_log_prob(run, context, answers, size)
             q |= dict(zip(part, log_q.double().exp().tolist(), strict=True))
     result = {}
@@ -183,17 +184,22 @@ def exact_variations(run: LoadedRun, encoded: EncodedSuite, size: int, batch: in
     return result
 
 
-def _last_states(run: LoadedRun, starts: list[list[int]], batch: int = 1024) -> torch.Tensor:
-    """(prompts, d): the trunk's state at each prompt's last token; prompts of one length are read together."""
-    states: list[torch.Tensor | None] = [None] * len(starts)
-    for length in {len(start) for start in starts}:
-        which = [i for i, start in enumerate(starts) if len(start) == length]
-        for low in range(0, len(which), batch):
-            part = which[low : low + batch]
-            hidden, _ = run.model.states(torch.tensor([starts[i] for i in part], device=run.model.device))
-            for i, row in zip(part, hidden[:, -1], strict=True):
-                states[i] = row
-    return torch.stack(states)  # type: ignore[arg-type]
+def _prompt_contexts(run: LoadedRun, starts: list[list[int]], batch: int = 1024) -> Callable[[list[int]], Any]:
+    """Numbers of prompts → the context of the blocks after them. Prompts of one length are read together."""
+    model, longest = run.model, max(map(len, starts))
+    tokens = torch.tensor([start + [0] * (longest - len(start)) for start in starts], device=model.device)
+    place = torch.tensor([len(start) - 1 for start in starts], device=model.device)
+    hidden = torch.zeros(len(starts), longest, model.get_output_embeddings().weight.shape[1], device=model.device)
+    for last in place.unique().tolist():
+        for part in torch.nonzero(place == last)[:, 0].split(batch):
+            hidden[part, : last + 1] = model.states(tokens[part, : last + 1])[0].float()
+
+    def contexts(which: list[int]) -> Any:
+        row = torch.tensor(which, device=model.device)
+        past = Past(hidden, tokens, row, place[row]) if model.head is not None and model.head.needs_past else None
+        return model.context(hidden[row, place[row]], past)
+
+    return contexts
 
 
 def _block_log_prob(run: LoadedRun, context: Any, answers: torch.Tensor, size: int) -> torch.Tensor:

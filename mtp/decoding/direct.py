@@ -95,6 +95,7 @@ def decode(
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     cache = _static_cache(model, mask.shape[1]) if static_cache else None
     step_states = step_states or model.states
+    history = history_of(model, batch, mask.shape[1])
 
     blocks, log_q = [], []
     open_rows, limit = torch.ones(batch, dtype=torch.bool, device=device), rows.new_full((batch,), max_new_tokens)
@@ -105,7 +106,9 @@ def decode(
         now = positions[:, seen - feed.shape[1] : seen]
         read = mask if static_cache else mask[:, :seen]
         hidden, cache = (step_states if step else model.states)(feed, read, now, cache, True)
-        context = model.context(hidden[:, -1])
+        if history is not None:
+            history.add(feed, hidden, now, attention_mask if step == 0 else None)
+        context = model.context(hidden[:, -1], None if history is None else history.at(now[:, -1]))
         if model.head is None:
             token, log = warp.draw(context.first_logits(), noise[:, step, 0])
             feed, log = token[:, None], log[:, None]
@@ -125,6 +128,17 @@ def decode(
             break
     tokens, log = torch.cat(blocks, 1)[:, :max_new_tokens], torch.cat(log_q, 1)[:, :max_new_tokens]
     return trim(tokens, log, stops, pad_token, len(blocks), limit)
+
+
+def history_of(model: Any, batch: int, capacity: int) -> Any:
+    """What a head that reads the text before an anchor is to be given, or None. capacity: places of a row."""
+    if model.head is None or not model.head.needs_past:
+        return None
+    from mtp.heads.past import History
+
+    parameter = next(model.parameters())
+    width = model.get_output_embeddings().weight.shape[1]
+    return History(batch, capacity, width, model.head.block_size, parameter.device, parameter.dtype)
 
 
 def _static_cache(model, length: int) -> Any:

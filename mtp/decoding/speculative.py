@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowmap.rng import Rng
-from mtp.decoding.direct import LOOK_EVERY, Decoded, Listener, block_size_of, trim
+from mtp.decoding.direct import LOOK_EVERY, Decoded, Listener, block_size_of, history_of, trim
 from mtp.decoding.row_cache import RowCache
 from mtp.decoding.rules import RULES, agreement
 from mtp.decoding.warp import Warp, inverse_cdf, pick
@@ -97,16 +97,22 @@ def decode_verified(
     places, mask = cache.open(longest, longest)
     states, _ = model.states(ids, mask, places, cache, True)
     cache.lengths = start
+    history = history_of(model, batch, longest + room) if verify != "jacobi" else None
+    if history is not None:
+        history.add(ids, states, places)
     hidden = states.gather(1, (start - 1)[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
     first, first_log = drafter.begin(processed(model.context(hidden).first_logits(), 0))
     accepted: list[Tensor] = []
     look_every = 1 if device.type == "cpu" else LOOK_EVERY
     for step in range(max_new_tokens):
-        block, law = drafter.draft(hidden, first, written, step)
+        past = None if history is None else history.at(start + written - 1)
+        block, law = drafter.draft(hidden, past, first, written, step)
         index = (start + written)[:, None] + torch.arange(size, device=device)
         text.scatter_(1, index, block)
         places, mask = cache.open(size, longest + (step + 1) * size)
         states, _ = model.states(block, mask, places.minimum(last), cache, True)
+        if history is not None:
+            history.add(block, states, places)
         logits = model.context(states.flatten(0, 1)).first_logits().view(batch, size, -1)
         if process is not None:
             logits = torch.stack([processed(logits[:, k], k + 1) for k in range(size)], 1)
@@ -166,7 +172,9 @@ class _Drafter:
         noise = self._noise(torch.zeros_like(self.rows), 1)[:, 0] if self.verify in SHARED else self.uniform[:, 0, -1]
         return self.target.draw(logits, noise)
 
-    def draft(self, hidden: Tensor, first: Tensor, written: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+    def draft(
+        self, hidden: Tensor, past: Any, first: Tensor, written: Tensor, step: int
+    ) -> tuple[Tensor, Tensor | None]:
         """(batch, K) tokens and, for the rules, the law (batch, K−1, V) that all but the first were drawn from."""
         if self.verify == "jacobi":
             return self._last_picks(first), None
@@ -174,7 +182,7 @@ class _Drafter:
             noise = self._noise(written, self.size)
         else:  # the first token's place is not used
             noise = torch.nn.functional.pad(self.uniform[:, step + 1, : self.size - 1], (1, 0))
-        context = self.model.context(hidden)
+        context = self.model.context(hidden, past)
         drawn = self.model.head.sample(context, self.warp, noise=noise, block_size=self.size, first=first)
         if self.verify in SHARED:
             return drawn.tokens, None

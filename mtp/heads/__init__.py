@@ -21,6 +21,7 @@ _HOMES = {
     "mixture-of-chains": ("mtp.heads.circuits", "MixtureOfChains"),
     "hidden-markov": ("mtp.heads.circuits", "HiddenMarkovHead"),
     "tree": ("mtp.heads.circuits", "TreeHead"),
+    "sequential": ("mtp.heads.sequential", "SequentialHead"),
     "flow-map": ("mtp.heads.flow_map", "FlowMapHead"),
 }
 NAMES = tuple(_HOMES)
@@ -28,7 +29,7 @@ NAMES = tuple(_HOMES)
 
 def option_names(name: str) -> set[str]:
     """The keyword options of a family."""
-    parameters = inspect.signature(_family(name)).parameters.values()
+    parameters = inspect.signature(family(name)).parameters.values()
     return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
@@ -36,17 +37,18 @@ def build_head(
     name: str, *, hidden_size: int, embedding_size: int, vocab_size: int, block_size: int, **options: Any
 ) -> "JointHead":
     """A fresh head. Options are the family's own keyword arguments; an unknown one is refused by name."""
-    family, known = _family(name), option_names(name)
+    made, known = family(name), option_names(name)
     if "embedding_size" in known:
         options = {"embedding_size": embedding_size, **options}
     unknown = sorted(set(options) - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, 1) or sorted(known)
         raise ValueError(f"head {name!r} has no option {unknown[0]!r}: did you mean {near[0]!r}?")
-    return family(hidden_size, vocab_size, block_size, **options)
+    return made(hidden_size, vocab_size, block_size, **options)
 
 
-def _family(name: str) -> type:
+def family(name: str) -> "type[JointHead]":
+    """The class of a head by its name."""
     if name not in _HOMES:
         near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(NAMES)}"

@@ -6,8 +6,8 @@ trunk that a block hangs on), K the block size, V the vocabulary, d the trunk's 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,28 @@ from torch import Tensor, nn
 from flowmap.rng import Rng
 from mtp.decoding.warp import Warp
 
+if TYPE_CHECKING:
+    from mtp.heads.past import Past
+
 MIN_BLOCK, MAX_BLOCK = 2, 16
 
 
 @dataclass(frozen=True)
 class BlockContext:
     """What a head may look at. hidden: (N, d) trunk states after the last norm; embedding: (V, e)
-    and unembedding: (V, d), the trunk's tables; bias: (V,) of the unembedding, if it has one."""
+    and unembedding: (V, d), the trunk's tables; bias: (V,) of the unembedding, if it has one. past: the text before the anchors, for heads
+    that read it."""
 
     hidden: Tensor
     embedding: Tensor
     unembedding: Tensor
     bias: Tensor | None = None
-    cache: Any = None
+    past: "Past | None" = None
+
+    def part(self, rows: Tensor | slice) -> "BlockContext":
+        """Of these anchors alone."""
+        past = self.past and replace(self.past, row=self.past.row[rows], place=self.past.place[rows])
+        return replace(self, hidden=self.hidden[rows], past=past)
 
     def first_logits(self) -> Tensor:
         """(N, V): the trunk's own next-token logits, position 1 of every block."""
@@ -65,12 +74,19 @@ class JointHead(nn.Module):
     name: ClassVar[str]
     exact: ClassVar[bool] = True
     """log_prob is known; False: the law is a mean over noise"""
+    needs_past: ClassVar[bool] = False
+    """reads `BlockContext.past`, the text before an anchor"""
 
     def __init__(self, hidden_size: int, vocab_size: int, block_size: int) -> None:
         super().__init__()
         if not MIN_BLOCK <= block_size <= MAX_BLOCK:
             raise ValueError(f"block_size {block_size} must lie between {MIN_BLOCK} and {MAX_BLOCK}")
         self.hidden_size, self.vocab_size, self.block_size = hidden_size, vocab_size, block_size
+
+    @classmethod
+    def trunk_options(cls, config: Any) -> dict[str, Any]:
+        """The family's options that follow the trunk's config where they are not given."""
+        return {}
 
     def nll(
         self,
@@ -116,9 +132,6 @@ class JointHead(nn.Module):
     def mode(self, ctx: BlockContext) -> Tensor:
         """(N, K): the most probable block."""
         raise NotImplementedError(f"{self.name}: the mode of a chain needs a search; use temperature 0 for greedy")
-
-    def rollback(self, lengths: Tensor) -> None:
-        """Forget what was drawn past lengths: (N,). A head without memory across blocks has nothing to forget."""
 
     def size(self, asked: int | None) -> int:
         """Tokens of a block to draw: those asked for, at most the head's own."""

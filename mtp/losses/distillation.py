@@ -9,7 +9,6 @@ With p the trunk's law after x_<k and q the head's, both given the text's own to
 Anchors go in chunks, so that no more than CHUNK_LOGITS of either law exist at once; each is formed again backwards.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,14 +28,15 @@ def divergence(
     teacher: (N, K−1, d), the trunk's states at x_1..x_{K−1}, where it knows x_<k. weights: (N, K−1), 0 to leave out."""
     size = max(1, CHUNK_LOGITS // (len(ctx.unembedding) * teacher.shape[1]))
 
-    def piece(hidden: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        log_q = head.law(replace(ctx, hidden=hidden), targets)
+    def piece(rows: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        log_q = head.law(ctx.part(rows), targets)
         with torch.no_grad():
             log_p = nn.functional.linear(teacher, ctx.unembedding, ctx.bias).float().log_softmax(-1)
         loss, overlap = compare(log_p, log_q, kind)
         return torch.where(weights > 0, loss * weights, 0.0).sum(), overlap
 
-    parts: Any = zip(*(x.split(size) for x in (ctx.hidden, targets, teacher, weights)), strict=True)
+    rows = torch.arange(len(targets), device=targets.device)
+    parts: Any = zip(*(x.split(size) for x in (rows, targets, teacher, weights)), strict=True)
     if torch.is_grad_enabled():
         made = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
     else:

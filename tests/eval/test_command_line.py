@@ -180,6 +180,8 @@ def test_a_broken_checkpoint_is_one_line(trained, tmp_path, capsys):
         (["speed", "--reference", "S", "--rank", "0"], "must be 1 or above"),
         (["data", "get"], "needs a name"),
         (["completion", "csh"], "bash, zsh, fish"),
+        (["export", "RUN", "--format", "use-mtp"], "head.name sequential"),
+        (["export", "RUN", "--out", "tests"], "not empty"),
         (["probe", "RUN", "--suite", "python"], "no held-out source"),
         (["probe", "RUN", "--suite", "poker", "--block", "3"], "blocks of at most 2"),
         (["probe", "RUN", "--suite", "dates"], "does not know the words"),
@@ -203,3 +205,12 @@ def test_sample_quality_and_report_go_hand_in_hand(trained, tmp_path, capsys):
     assert "Samples" in page.read_text() and "judge_nll" in page.read_text()
     assert leaplm.main(["sample", str(trained), "--prompt", "the hand is", "--new", "2", "--num", "1"]) == 0
     assert "the hand is|" in capsys.readouterr().out
+
+
+def test_sequential_modules_train_decode_and_leave_for_transformers(tmp_path, capsys):
+    run, out = str(tmp_path / "run"), tmp_path / "model"
+    words = ["--head.name", "sequential", "--head.block-size", "3"]
+    assert leaplm.main(["train", "skip-64", "--run-dir", run, *words, *QUICK]) == 0
+    assert leaplm.main(["probe", run, "--suite", "skip-64", "--num", "64"]) == 0
+    assert leaplm.main(["export", run, "--format", "use-mtp", "--out", str(out)]) == 0
+    assert {"model.safetensors", "tokenizer.json", "config.json"} <= {file.name for file in out.iterdir()}

@@ -26,7 +26,7 @@ def slow_decode(model, prompt, row, steps, warp, seed):
     text = torch.tensor([prompt])
     for step in range(steps):
         hidden, _ = model.states(text)
-        ctx = model.context(hidden[:, -1])
+        ctx = model.anchored(hidden, text, torch.arange(text.shape[1])[None] == text.shape[1] - 1)
         if model.head is None:
             block = warp.draw(ctx.first_logits(), noise[:, step, 0])[0][:, None]
         else:

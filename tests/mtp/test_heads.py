@@ -1,6 +1,7 @@
 """Every head: exact, normalised, causal inside its block, and honest about what it drew."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,12 @@ from scipy import stats
 
 from flowmap.rng import Rng
 from mtp.decoding.warp import Warp
-from mtp.heads import NAMES, _family, build_head, option_names
+from mtp.heads import NAMES, build_head, family, option_names
 from mtp.heads.base import BlockContext
+from mtp.heads.past import Past
 
 V, D, N = 5, 8, 3
-EXACT = [name for name in NAMES if _family(name).exact]
+EXACT = [name for name in NAMES if family(name).exact]
 CHAINS = [name for name in EXACT if name.endswith("-chain")]
 BLIND = ["independent", "blockwise", "medusa"]
 """Heads whose positions do not see each other."""
@@ -22,7 +24,10 @@ OPTIONS = {"rank": 6, "components": 3, "candidates": 3}
 def context(dtype=torch.float64, vocab=V, anchors=N, bias=False):
     g = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=dtype)  # noqa: E731
-    return BlockContext(draw(anchors, D), draw(vocab, D), draw(vocab, D), draw(vocab) if bias else None)
+    ctx = BlockContext(draw(anchors, D), draw(vocab, D), draw(vocab, D), draw(vocab) if bias else None)
+    rows, place, before = torch.arange(anchors), torch.arange(anchors) % 3, draw(anchors, 3, D)
+    before[rows, place] = ctx.hidden
+    return replace(ctx, past=Past(before, torch.randint(vocab, (anchors, 3), generator=g), rows, place))
 
 
 def head(name, block_size=3, vocab=V, trained=True, dtype=torch.float64):
@@ -50,7 +55,7 @@ def all_blocks(block_size, vocab=V):
 @pytest.mark.parametrize("bias", [False, True])
 def test_probabilities_over_all_blocks_sum_to_one(name, block_size, bias):
     ctx, blocks = context(anchors=1, bias=bias), all_blocks(block_size)
-    repeated = BlockContext(ctx.hidden.expand(len(blocks), -1), ctx.embedding, ctx.unembedding, ctx.bias)
+    repeated = ctx.part(torch.zeros(len(blocks), dtype=torch.long))
     total = head(name, block_size).log_prob(repeated, blocks).double().sum(1).exp().sum()
     assert total.item() == pytest.approx(1, abs=1e-5)  # fp32 log-softmax
 
@@ -87,7 +92,7 @@ def test_drawing_step_by_step_scores_as_teacher_forcing_does(name, block_size):
 def test_draws_follow_the_stated_law(name):
     n, made = 40_000, head(name)
     ctx = context(anchors=1)
-    many = BlockContext(ctx.hidden.expand(n, -1), ctx.embedding, ctx.unembedding)
+    many = ctx.part(torch.zeros(n, dtype=torch.long))
     warp = Warp(temperature=0.8, top_p=0.9)
     with torch.no_grad():
         draft = made.sample(many, warp, Rng(5, torch.arange(n)))
@@ -188,7 +193,7 @@ def test_a_block_of_one_token_is_the_trunks_and_no_anchor_is_no_loss(name):
     draft = made.sample(ctx, Warp(), Rng(0, torch.arange(N)), block_size=1)
     assert draft.tokens.shape == (N, 1)
     assert torch.allclose(draft.conditional(0).double(), ctx.first_logits().log_softmax(-1), atol=1e-6)
-    none = BlockContext(ctx.hidden[:0], ctx.embedding, ctx.unembedding)
+    none = ctx.part(slice(0, 0))
     empty = torch.zeros(0, 3, dtype=torch.long)
     got = made.nll(none, empty, empty.bool(), rng=Rng(0, torch.arange(0)))
     assert got.loss.item() == 0 and got.count.sum() == 0
