@@ -88,6 +88,8 @@ class TrunkConfig:
     """from scratch: fields of that architecture's config"""
     frozen: bool = False
     """train the head alone"""
+    lora: Count | None = None
+    """rank of low-rank adapters (extra peft) trained in a pretrained trunk's place, and merged into what is saved"""
     cache_states: bool = False
     """frozen: compute the trunk's states once and keep them on disk"""
 
