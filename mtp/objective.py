@@ -4,7 +4,8 @@
 
 The first term is the trunk's own; a frozen trunk has none. The head may be scored on a fraction of
 the positions: its sum is scaled up, so that the expected gradient stays the same. In the head's place of the plain
-loss may stand its distance to the trunk's full law (losses/distillation.py); what is reported is the plain one.
+loss may stand its distance to the trunk's full law (losses/distillation.py); what is reported is the plain one. The
+base of a chain may be taught before the chain (losses/curriculum.py).
 """
 
 import torch
@@ -14,13 +15,15 @@ from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from mtp.batch import TokenBatch
 from mtp.heads.base import BlockContext
+from mtp.losses.curriculum import blend, chain_weight
 from mtp.losses.distillation import KINDS, divergence
 from mtp.losses.linear_nll import weighted_nll
 from mtp.losses.weights import WEIGHTINGS
 
 
 class JointCrossEntropy(Objective):
-    """weighting: of positions, a name of losses/weights.py. distill: one of losses/distillation.py, or None."""
+    """weighting: of positions, a name of losses/weights.py. distill: one of losses/distillation.py, or None.
+    curriculum: steps until a chain's correction counts in full, or None."""
 
     coupling = "sample"
 
@@ -31,14 +34,18 @@ class JointCrossEntropy(Objective):
         anchor_fraction: float = 1.0,
         weighting: str = "uniform",
         distill: str | None = None,
+        curriculum: float | None = None,
     ) -> None:
         super().__init__()
         if weighting not in WEIGHTINGS:
             raise ValueError(f"position weights {weighting!r}: known are {', '.join(WEIGHTINGS)}")
         if distill is not None and distill not in KINDS:
             raise ValueError(f"distillation {distill!r}: known are {', '.join(KINDS)}")
+        if curriculum is not None and distill is not None:
+            raise ValueError("a curriculum weighs likelihoods against each other: leave out the distillation")
         self.frozen_trunk, self.head_weight, self.anchor_fraction = frozen_trunk, head_weight, anchor_fraction
         self.weighting, self.distill = weighting, distill
+        self.curriculum = curriculum
 
     def forward(self, model, batch: TokenBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         hidden = batch.hidden
@@ -63,13 +70,13 @@ class JointCrossEntropy(Objective):
             if self.anchor_fraction < 1 and self.training:
                 kept = rng.uniform("anchors", *anchors.shape).to(anchors.device) < self.anchor_fraction
                 anchors = anchors & kept
-            loss, more = self._head(model, hidden, targets, mask, anchors, rng)
+            loss, more = self._head(model, hidden, targets, mask, anchors, rng, step)
             scale = self.head_weight / (targets.shape[-1] - 1)
             total = total + loss * (scale / (self.anchor_fraction if self.training else 1))
             metrics |= more
         return Loss(total, count, metrics)
 
-    def _head(self, model, hidden: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng):
+    def _head(self, model, hidden: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng, step: int):
         """The head's loss over the anchors' blocks, and its metrics. hidden: (batch, length, d)."""
         ctx, target, inside = model.context(hidden[anchors]), targets[anchors], mask[anchors]
         weights = self._weights(model.head, ctx, target, inside)
@@ -81,6 +88,11 @@ class JointCrossEntropy(Objective):
             metrics["acceptance"] = ((overlap * counted).sum(), counted.sum().float())
             return loss, metrics
         block = model.head.nll(ctx, target, inside, weights, _per_anchor(rng, anchors))
+        share = chain_weight(step, self.curriculum) if self.curriculum is not None and self.training else 1.0
+        if self.curriculum is not None and (share < 1 or not self.training):
+            base = model.head.base_nll(ctx, target, inside, weights)
+            metrics["base_nll"] = (base.sum.sum(), base.count.sum())
+            block = blend(base, block, share)
         for k in range(1, targets.shape[-1]):
             metrics[f"nll_{k + 1}"] = (block.sum[k], block.count[k])
         metrics["head_nll"] = (block.sum.sum(), block.count.sum())

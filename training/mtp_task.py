@@ -110,6 +110,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             config.head.anchor_fraction,
             config.head.weighting or "uniform",
             config.head.distill,
+            None if config.head.curriculum is None else config.head.curriculum * config.training.steps,
         ),
         train=train,
         train_seed=config.seed,

@@ -96,6 +96,10 @@ class JointHead(nn.Module):
         column of x is not looked at. All of it at once: give a few anchors at a time."""
         raise NotImplementedError(f"{self.name} gives no conditional laws")
 
+    def base_nll(self, ctx: BlockContext, targets: Tensor, mask: Tensor, weights: Tensor | None = None) -> BlockNLL:
+        """As `nll`, of the head with its correction taken away."""
+        raise NotImplementedError(f"{self.name} has no base under a correction: head.curriculum is for chains")
+
     def sample(
         self,
         ctx: BlockContext,
