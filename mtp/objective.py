@@ -5,7 +5,8 @@
 The first term is the trunk's own; a frozen trunk has none. The head may be scored on a fraction of
 the positions: its sum is scaled up, so that the expected gradient stays the same. In the head's place of the plain
 loss may stand its distance to the trunk's full law (losses/distillation.py); what is reported is the plain one. The
-base of a chain may be taught before the chain (losses/curriculum.py).
+base of a chain may be taught before the chain (losses/curriculum.py), and the use of a mixture's components evened out
+(losses/balance.py: c · CV² for every anchor beside the mean over its positions).
 """
 
 import torch
@@ -15,6 +16,7 @@ from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from mtp.batch import TokenBatch
 from mtp.heads.base import BlockContext
+from mtp.losses.balance import balance
 from mtp.losses.curriculum import blend, chain_weight
 from mtp.losses.distillation import KINDS, divergence
 from mtp.losses.linear_nll import weighted_nll
@@ -23,7 +25,7 @@ from mtp.losses.weights import WEIGHTINGS
 
 class JointCrossEntropy(Objective):
     """weighting: of positions, a name of losses/weights.py. distill: one of losses/distillation.py, or None.
-    curriculum: steps until a chain's correction counts in full, or None."""
+    curriculum: steps until a chain's correction counts in full, or None. balance: c of the mixture's balance, or None."""
 
     coupling = "sample"
 
@@ -35,6 +37,7 @@ class JointCrossEntropy(Objective):
         weighting: str = "uniform",
         distill: str | None = None,
         curriculum: float | None = None,
+        balance: float | None = None,
     ) -> None:
         super().__init__()
         if weighting not in WEIGHTINGS:
@@ -45,7 +48,7 @@ class JointCrossEntropy(Objective):
             raise ValueError("a curriculum weighs likelihoods against each other: leave out the distillation")
         self.frozen_trunk, self.head_weight, self.anchor_fraction = frozen_trunk, head_weight, anchor_fraction
         self.weighting, self.distill = weighting, distill
-        self.curriculum = curriculum
+        self.curriculum, self.balance = curriculum, balance
 
     def forward(self, model, batch: TokenBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         hidden = batch.hidden
@@ -80,13 +83,18 @@ class JointCrossEntropy(Objective):
         """The head's loss over the anchors' blocks, and its metrics. hidden: (batch, length, d)."""
         ctx, target, inside = model.context(hidden[anchors]), targets[anchors], mask[anchors]
         weights = self._weights(model.head, ctx, target, inside)
-        metrics = {}
+        metrics, extra = {}, torch.zeros((), device=hidden.device)
+        if self.balance is not None:
+            used = balance(model.head.log_prior(ctx, target[:, 0]), torch.nonzero(anchors)[:, 0], len(anchors))
+            metrics["usage_entropy"] = (used.entropy, anchors.sum().float())
+            # beside the mean over the block's positions, by whose number all of this is divided
+            extra = self.balance * (target.shape[1] - 1) * used.loss
         if self.distill is not None and self.training:
             states, known = _next_states(hidden.detach(), anchors, target.shape[1] - 1)
             counted = inside[:, 1:] & known
             loss, overlap = divergence(model.head, ctx, target, states, weights[:, 1:] * counted, self.distill)
             metrics["acceptance"] = ((overlap * counted).sum(), counted.sum().float())
-            return loss, metrics
+            return loss + extra, metrics
         block = model.head.nll(ctx, target, inside, weights, _per_anchor(rng, anchors))
         share = chain_weight(step, self.curriculum) if self.curriculum is not None and self.training else 1.0
         if self.curriculum is not None and (share < 1 or not self.training):
@@ -96,7 +104,7 @@ class JointCrossEntropy(Objective):
         for k in range(1, targets.shape[-1]):
             metrics[f"nll_{k + 1}"] = (block.sum[k], block.count[k])
         metrics["head_nll"] = (block.sum.sum(), block.count.sum())
-        return block.loss, metrics
+        return block.loss + extra, metrics
 
     @torch.no_grad()
     def _weights(self, head, ctx: BlockContext, target: Tensor, inside: Tensor) -> Tensor:

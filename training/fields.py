@@ -117,6 +117,8 @@ class HeadConfig:
     """teach the head the trunk's full law of each position instead of its token: cross-entropy, total-variation, hybrid"""
     curriculum: Share | None = None
     """chains: share of the steps over which the correction is switched on, from the independent law alone"""
+    balance: Rate | None = None
+    """mixtures: coefficient of the loss that keeps all components in use, such as 0.01"""
     starts_only: bool = False
     """suites and cases: train the head only where decoding hangs its blocks, at the prompt's end and every K
     tokens after it; K times less work, and the run can then be probed with blocks of K alone"""

@@ -111,6 +111,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             config.head.weighting or "uniform",
             config.head.distill,
             None if config.head.curriculum is None else config.head.curriculum * config.training.steps,
+            config.head.balance,
         ),
         train=train,
         train_seed=config.seed,
