@@ -119,6 +119,9 @@ class HeadConfig:
     """chains: share of the steps over which the correction is switched on, from the independent law alone"""
     balance: Rate | None = None
     """mixtures: coefficient of the loss that keeps all components in use, such as 0.01"""
+    own_samples: Share | None = None
+    """share of the anchors taught, by head.distill or hybrid, at prefixes the head draws itself, which the trunk reads:
+    K − 1 more tokens an anchor, without gradient"""
     starts_only: bool = False
     """suites and cases: train the head only where decoding hangs its blocks, at the prompt's end and every K
     tokens after it; K times less work, and the run can then be probed with blocks of K alone"""

@@ -112,6 +112,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             config.head.distill,
             None if config.head.curriculum is None else config.head.curriculum * config.training.steps,
             config.head.balance,
+            config.head.own_samples,
         ),
         train=train,
         train_seed=config.seed,

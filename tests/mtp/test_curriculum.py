@@ -81,6 +81,7 @@ def test_a_head_without_a_base_says_so_in_one_line(name):
         head(name).base_nll(context(), targets, torch.ones_like(targets, dtype=torch.bool))
 
 
-def test_a_curriculum_beside_distillation_is_refused():
-    with pytest.raises(ValueError, match="leave out the distillation"):
-        JointCrossEntropy(curriculum=10.0, distill="hybrid")
+@pytest.mark.parametrize("more", [{"distill": "hybrid"}, {"own_samples": 0.5}])
+def test_a_curriculum_beside_distillation_is_refused(more):
+    with pytest.raises(ValueError, match="leave out distillation and own samples"):
+        JointCrossEntropy(curriculum=10.0, **more)

@@ -13,6 +13,7 @@ from tests.training.harness import (
     SMALL,
     assert_equal,
     killed_and_started_again,
+    launch,
     losses,
     state,
     stopped,
@@ -93,6 +94,15 @@ def test_accumulation_changes_nothing_but_rounding(text, tmp_path):
         settings = config(text, trunk__lora=RANK, training__accumulation=accumulation)
         train(settings, tmp_path / str(accumulation), build, quiet=True)
     assert_equal(state(tmp_path / "1")["trainable"], state(tmp_path / "4")["trainable"], 2e-5)
+
+
+def test_two_processes_give_the_parameters_of_one(text, tmp_path):
+    settings = {**text, "trunk__lora": RANK}
+    train(config(settings), tmp_path / "one", build, quiet=True)
+    process = launch([write_preset(tmp_path / "p.yaml", settings), "--run-dir", str(tmp_path / "two")], processes=2)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert_equal(saved(tmp_path / "one"), saved(tmp_path / "two"), 2e-5)
 
 
 def test_a_run_stopped_between_checkpoints_ends_bit_identical(text, tmp_path):
