@@ -32,6 +32,8 @@ usage: leaplm COMMAND …        (leaplm COMMAND --help explains one)
            leaplm speed runs/block-chain --batch-sizes 1,8,32
   sample   text that a run writes, shown block by block or kept in a file
            leaplm sample runs/block-chain --temperatures 0 0.7 1 --num 64 --out samples.jsonl
+  regenerate  text that a run's trunk writes, for heads to train on
+           leaplm regenerate runs/stdlib-trunk --out written.jsonl
   quality  the worth of such a file without a verifier: a judge's NLL, entropy, repetition
            leaplm quality samples.jsonl --judge runs/stdlib-judge
   report   one page of everything measured of any runs
@@ -172,7 +174,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     **{
         name: measuring(name)
-        for name in ("sample", "probe", "perplexity", "accept", "speed", "quality", "report", "export")
+        for name in ("sample", "regenerate", "probe", "perplexity", "accept", "speed", "quality", "report", "export")
     },
     "data": data,
     "completion": completion,

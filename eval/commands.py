@@ -249,6 +249,41 @@ def sample(argv: list[str]) -> None:
     run(args, ["leaplm", "sample", *argv])
 
 
+def regenerate(argv: list[str]) -> None:
+    """Text that a trunk writes, for heads to train on."""
+    import tyro
+
+    @dataclass
+    class Regenerate:
+        """Let the trunk of a run go on from pieces of its own training text, and keep what it writes as one row
+        {"text": …} a document, for `leaplm train … --trunk.pretrained RUN --data.name FILE`. The same command again
+        goes on with an unfinished file."""
+
+        run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+        """run directory or checkpoint, trained on text"""
+        out: Path
+        """the JSONL file"""
+        num: int = 4096
+        """documents"""
+        prompt_tokens: int = 32
+        """tokens of the training text that begin a document; shorter documents give all they have"""
+        new: int = 128
+        """tokens that the trunk writes, unless it ends the text before"""
+        temperature: float = 1.0
+        top_p: float = 1.0
+        batch: int = 64
+        """documents written at once"""
+        seed: int = 0
+        """of the draws"""
+
+    args = parse(Regenerate, argv, "leaplm regenerate")
+    if min(args.num, args.prompt_tokens, args.new, args.batch) < 1:
+        raise ValueError("--num, --prompt-tokens, --new and --batch must be 1 or above")
+    from eval.regenerate import run
+
+    run(args)
+
+
 def quality(argv: list[str]) -> None:
     """What samples are worth without a verifier."""
     import tyro

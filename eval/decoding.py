@@ -19,11 +19,12 @@ def decode_all(
     block: int | None,
     batch: int,
     stops: bool = True,
+    skip: int = 0,
 ) -> Iterator[tuple[slice, Decoded]]:
     """starts: token lists → which of them, and what follows each. A row's draw depends on its place in starts
-    alone, not on the batch. stops: end a row at the end token."""
+    alone, not on the batch. stops: end a row at the end token. skip: so many of the first are left out."""
     end = run.tokenizer.eos_token_id
-    for low in range(0, len(starts), batch):
+    for low in range(skip, len(starts), batch):
         part = starts[low : low + batch]
         yield (
             slice(low, low + len(part)),

@@ -128,14 +128,14 @@ class MTPForCausalLM(PreTrainedModel, GenerationMixin):
             hidden, self.trunk.get_input_embeddings().weight, unembedding.weight, unembedding.bias, past
         )
 
-    def anchored(self, hidden: Tensor, tokens: Tensor, anchors: Tensor) -> BlockContext:
-        """The context of blocks of text. hidden: (batch, length, d), the states of tokens (batch, ≥ length), of which
-        those past an anchor are the block asked about; anchors: (batch, length) bool."""
+    def anchored(self, hidden: Tensor, tokens: Tensor, anchors: Tensor, own_block: bool = True) -> BlockContext:
+        """The context of blocks of text. hidden: (batch, length, d), the states of tokens (batch, ≥ length); anchors:
+        (batch, length) bool. own_block: the blocks asked about are the text's own tokens past each anchor."""
         if self.head is None or not self.head.needs_past:
             return self.context(hidden[anchors])
         from mtp.heads.past import Past
 
-        return self.context(hidden[anchors], Past.of_windows(hidden, tokens, anchors))
+        return self.context(hidden[anchors], Past.of_windows(hidden, tokens, anchors, own_block))
 
     def generate(  # type: ignore[override]
         self,

@@ -4,7 +4,10 @@
 
 The first term is the trunk's own; a frozen trunk has none. The head may be scored on a fraction of
 the positions: its sum is scaled up, so that the expected gradient stays the same. In the head's place of the plain
-loss may stand its distance to the trunk's full law (losses/distillation.py); what is reported is the plain one.
+loss may stand its distance to the trunk's full law (losses/distillation.py); what is reported is the plain one. The
+base of a chain may be taught before the chain (losses/curriculum.py), and the use of a mixture's components evened out
+(losses/balance.py: c · CV² for every anchor beside the mean over its positions). A share of the anchors may be taught
+at prefixes that the head draws itself (losses/own_samples.py) in place of the text's.
 """
 
 import torch
@@ -14,13 +17,18 @@ from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from mtp.batch import TokenBatch
 from mtp.heads.base import BlockContext
+from mtp.losses.balance import balance
+from mtp.losses.curriculum import blend, chain_weight
 from mtp.losses.distillation import KINDS, divergence
 from mtp.losses.linear_nll import weighted_nll
+from mtp.losses.own_samples import choose, draw, states_after
 from mtp.losses.weights import WEIGHTINGS
 
 
 class JointCrossEntropy(Objective):
-    """weighting: of positions, a name of losses/weights.py. distill: one of losses/distillation.py, or None."""
+    """weighting: of positions, a name of losses/weights.py. distill: one of losses/distillation.py, or None.
+    curriculum: steps until a chain's correction counts in full, or None. balance: c of the mixture's balance, or None.
+    own_samples: share of the anchors taught at the head's own draws, or None; by `distill`, or hybrid."""
 
     coupling = "sample"
 
@@ -31,20 +39,29 @@ class JointCrossEntropy(Objective):
         anchor_fraction: float = 1.0,
         weighting: str = "uniform",
         distill: str | None = None,
+        curriculum: float | None = None,
+        balance: float | None = None,
+        own_samples: float | None = None,
     ) -> None:
         super().__init__()
         if weighting not in WEIGHTINGS:
             raise ValueError(f"position weights {weighting!r}: known are {', '.join(WEIGHTINGS)}")
         if distill is not None and distill not in KINDS:
             raise ValueError(f"distillation {distill!r}: known are {', '.join(KINDS)}")
+        if curriculum is not None and (distill is not None or own_samples is not None):
+            raise ValueError("a curriculum weighs likelihoods of the text: leave out distillation and own samples")
         self.frozen_trunk, self.head_weight, self.anchor_fraction = frozen_trunk, head_weight, anchor_fraction
         self.weighting, self.distill = weighting, distill
+        self.curriculum, self.balance, self.own_samples = curriculum, balance, own_samples
 
     def forward(self, model, batch: TokenBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
-        hidden = batch.hidden
-        if hidden is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
-                hidden, _ = model.states(batch.inputs)
+        hidden, cache = batch.hidden, None
+        draws = self.own_samples is not None and self.training and model.head is not None
+        if hidden is None or draws:
+            learns = hidden is None and not self.frozen_trunk
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+                read, cache = model.states(batch.inputs, use_cache=draws)
+            hidden = read if hidden is None else hidden
         targets, mask = batch.blocks(1 if model.head is None else model.head.block_size)
         anchors = mask[..., 0]
         count = anchors.sum().float()
@@ -63,14 +80,22 @@ class JointCrossEntropy(Objective):
             if self.anchor_fraction < 1 and self.training:
                 kept = rng.uniform("anchors", *anchors.shape).to(anchors.device) < self.anchor_fraction
                 anchors = anchors & kept
-            loss, more = self._head(model, hidden, batch.tokens, targets, mask, anchors, rng)
+            own = (
+                choose(anchors, self.own_samples or 0.0, targets.shape[-1], rng) if draws else torch.zeros_like(anchors)
+            )
+            losses = [self._head(model, hidden, batch.tokens, targets, mask, anchors & ~own, rng, step)]
+            if self.balance is not None:
+                losses.append(self._balance(model, hidden, targets, anchors))
+            if draws:
+                losses.append(self._own(model, cache, hidden, batch.tokens, targets, mask, own, rng))
             scale = self.head_weight / (targets.shape[-1] - 1)
-            total = total + loss * (scale / (self.anchor_fraction if self.training else 1))
-            metrics |= more
+            for loss, more in losses:
+                total = total + loss * (scale / (self.anchor_fraction if self.training else 1))
+                metrics |= more
         return Loss(total, count, metrics)
 
     def _head(
-        self, model, hidden: Tensor, tokens: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng
+        self, model, hidden: Tensor, tokens: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng, step: int
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The head's loss over the anchors' blocks, and its metrics. hidden: (batch, length, d)."""
         ctx, target, inside = model.anchored(hidden, tokens, anchors), targets[anchors], mask[anchors]
@@ -83,10 +108,39 @@ class JointCrossEntropy(Objective):
             metrics["acceptance"] = ((overlap * counted).sum(), counted.sum().float())
             return loss, metrics
         block = model.head.nll(ctx, target, inside, weights, _per_anchor(rng, anchors))
+        share = chain_weight(step, self.curriculum) if self.curriculum is not None and self.training else 1.0
+        if self.curriculum is not None and (share < 1 or not self.training):
+            base = model.head.base_nll(ctx, target, inside, weights)
+            metrics["base_nll"] = (base.sum.sum(), base.count.sum())
+            block = blend(base, block, share)
         for k in range(1, targets.shape[-1]):
             metrics[f"nll_{k + 1}"] = (block.sum[k], block.count[k])
         metrics["head_nll"] = (block.sum.sum(), block.count.sum())
         return block.loss, metrics
+
+    def _balance(self, model, hidden: Tensor, targets: Tensor, anchors: Tensor):
+        """For every anchor, beside the mean over its positions, by whose number the head's loss is divided."""
+        prior = model.head.log_prior(model.context(hidden[anchors]), targets[anchors][:, 0])
+        used = balance(prior, torch.nonzero(anchors)[:, 0], len(anchors))
+        loss = (self.balance or 0.0) * (targets.shape[-1] - 1) * used.loss
+        return loss, {"usage_entropy": (used.entropy, anchors.sum().float())}
+
+    def _own(
+        self, model, cache, hidden: Tensor, text: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The distance from the trunk's law at what the head draws behind these anchors."""
+        if not anchors.any():  # the metric all the same: processes add theirs up by name
+            none = torch.zeros((), device=hidden.device)
+            return none, {"own_acceptance": (none, none)}
+        ctx = model.anchored(hidden, text, anchors, own_block=False)
+        inside, end = mask[anchors], model.config.eos_token_id
+        ends = torch.as_tensor([] if end is None else end, device=hidden.device).reshape(-1)
+        tokens, open_ = draw(model.head, ctx, targets[anchors][:, 0], ends, _per_anchor(rng, anchors))
+        states = states_after(model, cache, anchors, tokens[:, :-1])
+        counted = inside[:, 1:] & open_
+        weights = self._weights(model.head, ctx, tokens, inside)[:, 1:] * counted
+        loss, overlap = divergence(model.head, ctx, tokens, states, weights, self.distill or "hybrid")
+        return loss, {"own_acceptance": ((overlap * counted).sum(), counted.sum().float())}
 
     @torch.no_grad()
     def _weights(self, head, ctx: BlockContext, target: Tensor, inside: Tensor) -> Tensor:

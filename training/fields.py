@@ -88,6 +88,8 @@ class TrunkConfig:
     """from scratch: fields of that architecture's config"""
     frozen: bool = False
     """train the head alone"""
+    lora: Count | None = None
+    """rank of low-rank adapters (extra peft) trained in a pretrained trunk's place, and merged into what is saved"""
     cache_states: bool = False
     """frozen: compute the trunk's states once and keep them on disk"""
 
@@ -113,6 +115,13 @@ class HeadConfig:
     """of the block's positions: decay, d-pace; none: all alike"""
     distill: str | None = None
     """teach the head the trunk's full law of each position instead of its token: cross-entropy, total-variation, hybrid"""
+    curriculum: Share | None = None
+    """chains: share of the steps over which the correction is switched on, from the independent law alone"""
+    balance: Rate | None = None
+    """mixtures: coefficient of the loss that keeps all components in use, such as 0.01"""
+    own_samples: Share | None = None
+    """share of the anchors taught, by head.distill or hybrid, at prefixes the head draws itself, which the trunk reads:
+    K − 1 more tokens an anchor, without gradient"""
     starts_only: bool = False
     """suites and cases: train the head only where decoding hangs its blocks, at the prompt's end and every K
     tokens after it; K times less work, and the run can then be probed with blocks of K alone"""

@@ -15,6 +15,7 @@ from mtp.heads import option_names
 from mtp.heads.base import MAX_BLOCK, MIN_BLOCK
 from mtp.model import MTPForCausalLM
 from mtp.objective import JointCrossEntropy
+from training.adapters import adapt, adapter_weights, merged_state
 from training.config import HeadConfig, RunConfig
 from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
@@ -45,6 +46,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     suite = _suite(config)
     if config.trunk.cache_states and (not config.trunk.frozen or not config.trunk.pretrained or suite):
         raise ValueError("trunk.cache_states needs trunk.pretrained, trunk.frozen and text to read")
+    if config.trunk.lora and (config.trunk.frozen or not config.trunk.pretrained):
+        raise ValueError("trunk.lora adapts what trunk.pretrained names: give it, and set trunk.frozen to false")
     with accelerator.main_process_first():
         quiet = not accelerator.is_main_process
         data = _suite_data(config, suite) if suite else _text_data(config, quiet)
@@ -64,12 +67,18 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         facts["trunk_sha256"] = weights_digest(trunk)
     torch.manual_seed(config.seed)  # so that a head starts the same whether its trunk was drawn or loaded
     model = MTPForCausalLM.from_trunk(trunk, config.head.name, data.block_size, **_head_options(config.head))
+    facts["parameters"] = sum(p.numel() for p in model.parameters())
+    facts["head_parameters"] = sum(p.numel() for p in model.head.parameters()) if model.head else 0
     trainable: nn.Module = model
+    adapted = adapt(trunk, config.trunk.lora) if config.trunk.lora else None
     if config.trunk.frozen:
         if model.head is None:
             raise ValueError("trunk.frozen leaves nothing to train without head.name")
         model.trunk.requires_grad_(False)
         trainable = model.head
+    elif adapted is not None:
+        parts = {"head": model.head, "adapters": adapter_weights(adapted)}
+        trainable = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
     train = data.train
     if config.trunk.cache_states:
         assert isinstance(train, TextWindows)
@@ -84,6 +93,10 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             )
 
     def save(folder: Path, state: dict[str, Tensor]) -> None:
+        if adapted is not None:
+            weights = [state.get(f"adapters.{i}", own) for i, own in enumerate(adapter_weights(adapted))]
+            trunk_state = {f"trunk.{name}": value for name, value in merged_state(adapted, weights).items()}
+            state = {name: value for name, value in state.items() if name.startswith("head.")} | trunk_state
         model.save_pretrained(folder, state_dict=state)
         data.tokenizer.save_pretrained(folder)
 
@@ -97,17 +110,15 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             config.head.anchor_fraction,
             config.head.weighting or "uniform",
             config.head.distill,
+            None if config.head.curriculum is None else config.head.curriculum * config.training.steps,
+            config.head.balance,
+            config.head.own_samples,
         ),
         train=train,
         train_seed=config.seed,
         validation=data.validation,
         save=save,
-        facts=facts
-        | {
-            "block_size": data.block_size,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "head_parameters": sum(p.numel() for p in model.head.parameters()) if model.head else 0,
-        },
+        facts=facts | {"block_size": data.block_size},
     )
 
 

@@ -230,7 +230,7 @@ def check_window(config: Any, length: int) -> None:
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if window and (kinds is None or "sliding_attention" in kinds) and length > window:
         raise ValueError(
-            f"this trunk looks back {window} tokens at most: verified decoding keeps to that up to {window} in all, not {length}"
+            f"this trunk looks back {window} tokens at most: drafts are judged up to {window} tokens in all, not {length}"
         )
 
 

@@ -112,6 +112,14 @@ class JointHead(nn.Module):
         column of x is not looked at. All of it at once: give a few anchors at a time."""
         raise NotImplementedError(f"{self.name} gives no conditional laws")
 
+    def base_nll(self, ctx: BlockContext, targets: Tensor, mask: Tensor, weights: Tensor | None = None) -> BlockNLL:
+        """As `nll`, of the head with its correction taken away."""
+        raise NotImplementedError(f"{self.name} has no base under a correction: head.curriculum is for chains")
+
+    def log_prior(self, ctx: BlockContext, first: Tensor) -> Tensor:
+        """first: (N,), x_1 → log π_z(h, x_1) of every component, (N, r)."""
+        raise NotImplementedError(f"{self.name} weighs no components: head.balance is for mixtures")
+
     def sample(
         self,
         ctx: BlockContext,

@@ -147,6 +147,9 @@ class MixtureHead(CircuitHead):
     def combine(self, weights, leaves):
         return (weights.log_softmax(-1) + leaves.sum(-2)).logsumexp(-1)
 
+    def log_prior(self, ctx, first):
+        return self._weights(ctx, first).log_softmax(-1)
+
 
 class MixtureOfChains(MixtureHead):
     name, chained = "mixture-of-chains", True

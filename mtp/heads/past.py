@@ -29,10 +29,10 @@ class Past:
     reach: int = 0
 
     @classmethod
-    def of_windows(cls, hidden: Tensor, tokens: Tensor, anchors: Tensor) -> "Past":
+    def of_windows(cls, hidden: Tensor, tokens: Tensor, anchors: Tensor, text: bool = True) -> "Past":
         """anchors: (B, L) bool."""
         row, place = torch.nonzero(anchors, as_tuple=True)
-        return cls(hidden, tokens, row, place, text=True)
+        return cls(hidden, tokens, row, place, text)
 
     def alone(self, x: Tensor) -> "Past":
         """Each anchor in a window of its own, followed by its block x (N, M) instead of the text's tokens."""

@@ -51,12 +51,13 @@ class ReadoutHead(JointHead):
         return None, None
 
     def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
-        weights = row_weights(targets, mask, weights)
-        inputs, tables = self._terms(ctx, targets[:, :-1])
-        loss, nll = weighted_nll(
-            [x.flatten(0, 1) for x in inputs], tables, targets[:, 1:].flatten(), weights[:, 1:].flatten(), ctx.bias
-        )
-        return block_nll(loss, nll.view(mask[:, 1:].shape), mask)
+        return _summed(*self._terms(ctx, targets[:, :-1]), ctx, targets, mask, weights)
+
+    def base_nll(self, ctx, targets, mask, weights=None) -> BlockNLL:
+        if not hasattr(self, "readout"):
+            return super().base_nll(ctx, targets, mask, weights)
+        base = self.projection(ctx.hidden, targets.shape[1] - 1)
+        return _summed([base], [ctx.unembedding], ctx, targets, mask, weights)
 
     def log_prob(self, ctx, x):
         nll = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]
@@ -105,6 +106,17 @@ class ReadoutHead(JointHead):
             tokens.append(token)
             log_q.append(log_q_k)
         return Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp)
+
+
+def _summed(
+    inputs: list[Tensor], tables: list[Tensor], ctx: BlockContext, targets: Tensor, mask: Tensor, weights: Tensor | None
+) -> BlockNLL:
+    """Of the law that these readouts give positions 2..K."""
+    weights = row_weights(targets, mask, weights)
+    loss, nll = weighted_nll(
+        [x.flatten(0, 1) for x in inputs], tables, targets[:, 1:].flatten(), weights[:, 1:].flatten(), ctx.bias
+    )
+    return block_nll(loss, nll.view(mask[:, 1:].shape), mask)
 
 
 class PositionProjection(nn.Module):
