@@ -28,7 +28,10 @@ def sample(args: Any, command: list[str]) -> None:
             prompts = held_out_prompts(run, args.num, args.prompt_tokens, args.new)
         for temperature in args.temperatures:
             warp = Warp(temperature, args.top_p)
-            rows += draw(run, prompts, new=args.new, warp=warp, seed=args.seed, block=args.block, batch=args.batch)
+            how: dict[str, Any] = {"threshold": args.confidence, "drawn": args.drawn}
+            rows += draw(
+                run, prompts, new=args.new, warp=warp, seed=args.seed, block=args.block, batch=args.batch, **how
+            )
     if args.out:
         write_samples(args.out, rows)
         print(f"{args.out}: {len(rows)} samples")
