@@ -1,7 +1,7 @@
 """Samples in one file: drawn once, looked at and scored as often as one likes.
 
 A JSONL file, one sample a row: {"subject", "run", "train_seed", "prompt", "text", "blocks" (the text as each trunk
-pass wrote it), "real" (what followed the prompt in the data, if anything), "contract", "sample_seed"}.
+pass wrote it), "tokens" (how many), "real" (what followed the prompt in the data, if anything), "contract", "sample_seed"}.
 """
 
 import json
@@ -105,6 +105,7 @@ def draw(
                     "prompt": prompt,
                     "text": run.tokenizer.decode(tokens[:count].tolist()),
                     "blocks": blocks,
+                    "tokens": count,
                     "real": real,
                     "contract": contract,
                     "sample_seed": seed,

@@ -218,7 +218,7 @@ def test_shared_noise_writes_the_same_words_wherever_drafts_end(trunk, verify):
         seed=9,
         verify=verify,
         confidence=confidence(2, 6.0),
-        threshold=0.5,
+        threshold=0.7,
     )
     with torch.inference_mode():
         for row, prompt in enumerate(PROMPTS):
