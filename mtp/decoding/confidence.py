@@ -86,6 +86,10 @@ class Confidence:
             chance = before * torch.nn.functional.pad(chance[:, :-1], (1, 0), value=1.0)
         return (chance >= threshold).long().cumprod(1).bool()
 
+    def ended(self, draft: Draft, threshold: float, drawn: bool = False) -> bool:
+        """No row's draft goes beyond the last position drawn, nor takes it in."""
+        return not bool(self.submitted(draft, threshold, drawn)[:, -1].any())
+
     def to(self, device: torch.device) -> "Confidence":
         before, after = (
             Estimate(**{name: part.to(device) for name, part in vars(one).items()}) for one in (self.before, self.after)

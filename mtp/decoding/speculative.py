@@ -14,12 +14,14 @@ length is ever asked from the device, only now and then whether all have ended.
 
 With `confidence` and `threshold` a row's draft ends where its tokens are unlikely to stand. The end is set at k by what
 is known before x_k is drawn. So every law stays what it was: given that x_<k was kept, the place is decided, and x_k
-comes from p there, or from q with its residual, which is p again (rules.py has both rules). A draft saves nothing by
-ending in itself; the trunk's pass gets narrower where the host may look at the lengths, on CPUs.
+comes from p there, or from q with its residual, which is p again (rules.py has both rules). A short draft saves time only
+where the host may look at its length, on CPUs: the trunk's pass is then as narrow as the longest row's, and a head that
+draws token by token stops there. Elsewhere a row's draft is masked, and costs what a whole one does.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,14 +138,14 @@ def decode_verified(
     accepted: list[Tensor] = []
     read: list[Tensor] = []
     look_every = 1 if device.type == "cpu" else LOOK_EVERY
+    done = None
+    if confidence is not None and device.type == "cpu":
+        done = partial(confidence.ended, threshold=threshold, drawn=drawn)
     for step in range(max_new_tokens):
-        draft = drafter.draft(hidden, first, written, step)
-        block, submitted, width = draft.tokens, None, size
-        if confidence is not None:
-            submitted = confidence.submitted(draft, threshold, drawn)
-            if device.type == "cpu":
-                width = 1 + int(submitted.sum(1).max())
-        block, index = block[:, :width], (start + written)[:, None] + torch.arange(width, device=device)
+        draft = drafter.draft(hidden, first, written, step, done)
+        submitted = None if confidence is None else confidence.submitted(draft, threshold, drawn)
+        width = 1 + int(submitted.sum(1).max()) if submitted is not None and done is not None else size
+        block, index = draft.tokens[:, :width], (start + written)[:, None] + torch.arange(width, device=device)
         text.scatter_(1, index, block)
         places, mask = cache.open(width, longest + (step + 1) * size)
         states, _ = model.states(block, mask, places.minimum(last), cache, True)
@@ -210,8 +212,10 @@ class _Drafter:
         noise = self._noise(torch.zeros_like(self.rows), 1)[:, 0] if self.verify in SHARED else self.uniform[:, 0, -1]
         return self.target.draw(logits, noise)
 
-    def draft(self, hidden: Tensor, first: Tensor, written: Tensor, step: int) -> Draft:
-        """K tokens a row, the first of them known."""
+    def draft(
+        self, hidden: Tensor, first: Tensor, written: Tensor, step: int, done: Callable[[Draft], bool] | None
+    ) -> Draft:
+        """K tokens a row, the first of them known; fewer where the head can stop and `done` with what it has."""
         if self.verify == "jacobi":
             picks = self._last_picks(first)
             return Draft(picks, torch.zeros_like(picks, dtype=torch.float32), (), self.warp)
@@ -219,8 +223,9 @@ class _Drafter:
             noise = self._noise(written, self.size)
         else:  # the first token's place is not used
             noise = torch.nn.functional.pad(self.uniform[:, step + 1, : self.size - 1], (1, 0))
-        context = self.model.context(hidden)
-        return self.model.head.sample(context, self.warp, noise=noise, block_size=self.size, first=first)
+        context, head = self.model.context(hidden), self.model.head
+        more = {"until": done} if done is not None and head.stops_early else {}
+        return head.sample(context, self.warp, noise=noise, block_size=self.size, first=first, **more)
 
     def judge(self, logits: Tensor, draft: Draft, submitted: Tensor | None, written: Tensor, step: int) -> _Judged:
         """logits: (batch, read, V), the trunk's after each token that was read of the block. submitted: (batch, K−1)."""

@@ -13,6 +13,7 @@ from mtp.decoding.confidence import FEATURES, Confidence, Estimate, features, lo
 from mtp.decoding.direct import decode, pad_left
 from mtp.decoding.speculative import RULES, decode_verified
 from mtp.decoding.warp import Warp
+from mtp.heads import NAMES
 from mtp.heads.base import Draft
 from tests.mtp.test_speculative import PROMPTS, alone, build
 
@@ -237,6 +238,25 @@ def test_a_row_is_the_same_text_in_any_batch(trunk, verify):
         assert torch.equal(whole.tokens[row], one.tokens[0])
         passes = one.accepted.shape[1]
         assert torch.equal(whole.read[row, :passes], one.read[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_head_that_stops_with_the_draft_writes_the_same_text(trunk, name, monkeypatch):
+    """Heads that draw token by token draw one token beyond the longest row's end and no more."""
+    model, (ids, mask) = build(trunk, name, block_size=5), pad_left(PROMPTS, 0)
+    options = {"max_new_tokens": 9, "seed": 4, "verify": "token", "confidence": confidence(4, 6.0), "threshold": 0.6}
+    drafted = []
+
+    def watch(draft, log_p, count):
+        drafted.append((draft.tokens.shape[1], log_p.shape[1]))
+
+    out = decode_verified(model, ids, mask, watch=watch, **options)
+    if model.head.stops_early:
+        assert all(length == min(5, read + 1) for length, read in drafted)
+    else:
+        assert all(length == 5 for length, _ in drafted)
+    monkeypatch.setattr(type(model.head), "stops_early", False)
+    assert torch.equal(out.tokens, decode_verified(model, ids, mask, **options).tokens)
 
 
 def test_what_cannot_be_is_refused(trunk):
