@@ -156,7 +156,8 @@ def accept(argv: list[str]) -> None:
     @dataclass
     class Accept:
         """Verified decoding on held-out prompts, or a suite's own: tokens that a pass of the trunk commits, and the
-        share of drafts that stand position by position, for each rule and temperature."""
+        share of drafts that stand position by position, for each rule and temperature. With --calibrate, an estimate
+        of a token's chance to stand from the head's own law: how well calibrated it is, and kept with the run."""
 
         runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
         """run directories, checkpoints or model folders"""
@@ -167,6 +168,10 @@ def accept(argv: list[str]) -> None:
         top_p: float = 1.0
         blocks: tuple[int, ...] | None = None
         """tokens a pass judges, default the head's own K"""
+        calibrate: bool = False
+        """fit the estimate at training prompts, for each temperature, and score it on held-out ones"""
+        threshold: tuple[float, ...] = ()
+        """also end each draft where its estimated chance to stand falls below these; lossless all the same"""
         num: int = 128
         """prompts"""
         prompt_tokens: int = 32
@@ -187,6 +192,10 @@ def accept(argv: list[str]) -> None:
         raise ValueError(
             "--num, --new, --prompt-tokens, --batch must be 1 or above, --temperatures, --verify not empty"
         )
+    if not all(0 < t <= 1 for t in args.threshold):
+        raise ValueError("--threshold takes chances above 0, up to 1")
+    if "jacobi" in args.verify and (args.calibrate or args.threshold):
+        raise ValueError("--calibrate and --threshold are about a head's draft: leave --verify jacobi out")
     from eval.acceptance import run
 
     run(args, ["leaplm", "accept", *argv])
@@ -216,6 +225,12 @@ def sample(argv: list[str]) -> None:
         top_p: float = 1.0
         block: int | None = None
         """tokens per trunk pass, default the head's own K; 1 is the trunk alone"""
+        confidence: float | None = None
+        """keep of each block what is above this chance to stand, by the estimate of leaplm accept --calibrate, and draw
+        the rest after the next pass"""
+        drawn: bool = False
+        """with --confidence: let each drawn token have its say, which favours likely ones; else each place is decided
+        before its token is drawn"""
         batch: int = 64
         """samples decoded at once"""
         seed: int = 0
@@ -242,6 +257,10 @@ def sample(argv: list[str]) -> None:
         raise ValueError("sample needs at least one run: leaplm sample RUN")
     if min(args.num, args.new, args.prompt_tokens, args.batch) < 1 or not args.temperatures:
         raise ValueError("--num, --new, --prompt-tokens and --batch must be 1 or above, --temperatures not empty")
+    if args.confidence is not None and not 0 < args.confidence <= 1:
+        raise ValueError(f"--confidence {args.confidence:g} must be a chance above 0, up to 1")
+    if args.drawn and args.confidence is None:
+        raise ValueError("--drawn is a way of --confidence: give a threshold there")
     if not args.steps or min(args.steps) < 1:
         raise ValueError("--steps must be numbers of 1 or above")
     from eval.sample_command import sample as run

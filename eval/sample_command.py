@@ -28,7 +28,10 @@ def sample(args: Any, command: list[str]) -> None:
             prompts = held_out_prompts(run, args.num, args.prompt_tokens, args.new)
         for temperature in args.temperatures:
             warp = Warp(temperature, args.top_p)
-            rows += draw(run, prompts, new=args.new, warp=warp, seed=args.seed, block=args.block, batch=args.batch)
+            how: dict[str, Any] = {"threshold": args.confidence, "drawn": args.drawn}
+            rows += draw(
+                run, prompts, new=args.new, warp=warp, seed=args.seed, block=args.block, batch=args.batch, **how
+            )
     if args.out:
         write_samples(args.out, rows)
         print(f"{args.out}: {len(rows)} samples")
@@ -44,18 +47,42 @@ def score(args: Any, command: list[str]) -> None:
     judge = load_run(args.judge) if args.judge else None
     rows = [row for path in args.samples for row in read_samples(path)]
     records = quality(rows, judge, Path(args.samples[0]).stem)
-    print_row("", "temperature", "judge NLL", "entropy", "distinct-1", "distinct-2", "distinct-4", "repetition")
+    print_row(
+        "",
+        "temperature",
+        "tokens per pass",
+        "judge NLL",
+        "entropy",
+        "distinct-1",
+        "distinct-2",
+        "distinct-4",
+        "repetition",
+    )
     table: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for r in records:
-        key = (r["subject"], r.get("run"), r["contract"].get("block"), r["contract"].get("temperature"))
+        key = (
+            r["subject"],
+            r.get("run"),
+            *(r["contract"].get(part) for part in ("block", "threshold", "drawn", "temperature")),
+        )
         table.setdefault(key, {})[f"{r['metric']}{r.get('ngram', '')}"] = r
-    for (subject, _, block, temperature), cells in table.items():
+    for (subject, _, block, threshold, drawn, temperature), cells in table.items():
         name = subject if not block or block == 1 else f"{subject} K={block}"
+        if threshold is not None:
+            name += f" > {threshold:g}" + (" drawn" if drawn else "")
         shown = [
             f"{cells[m]['value']:.3f}" + (f" ± {cells[m]['stderr']:.3f}" if "stderr" in cells[m] else "")
             if m in cells
             else "–"
-            for m in ("judge_nll", "entropy", "distinct_n1", "distinct_n2", "distinct_n4", "repetition")
+            for m in (
+                "tokens_per_forward",
+                "judge_nll",
+                "entropy",
+                "distinct_n1",
+                "distinct_n2",
+                "distinct_n4",
+                "repetition",
+            )
         ]
         print_row(name, "–" if temperature is None else f"{temperature:g}", *shown)
     if args.json:

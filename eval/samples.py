@@ -1,11 +1,12 @@
 """Samples in one file: drawn once, looked at and scored as often as one likes.
 
 A JSONL file, one sample a row: {"subject", "run", "train_seed", "prompt", "text", "blocks" (the text as each trunk
-pass wrote it), "real" (what followed the prompt in the data, if anything), "contract", "sample_seed"}.
+pass wrote it), "tokens" (how many), "real" (what followed the prompt in the data, if anything), "contract", "sample_seed"}.
 """
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from eval.decoding import decode_all
 from eval.loading import LoadedRun
 from eval.validity.suites import load_suite
+from mtp.decoding.speculative import Verified
 from mtp.decoding.warp import Warp
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
@@ -25,26 +27,37 @@ FIELDS = {"subject", "run", "train_seed", "prompt", "text", "blocks", "real", "c
 
 def held_out_prompts(run: LoadedRun, num: int, length: int, new: int) -> list[tuple[str, str]]:
     """(prompt, what followed): windows spread evenly over the held-out text, or a suite's own prompts."""
+    return prompts_of(run, "validation", num, length, new)
+
+
+def prompts_of(run: LoadedRun, split: str, num: int, length: int, new: int) -> list[tuple[str, str]]:
+    """The same of a split by name; of a suite, "train" is what it was trained on."""
     if not run.config:
         raise ValueError(f"{run.name} does not say what it was trained on: give a --prompt")
     data = DataConfig(**run.config["data"])
     if data.suite or data.cases:
-        prompts = load_suite(data.suite or data.cases or "").prompts
+        suite = load_suite(data.suite or data.cases or "")
+        prompts = tuple(suite.trained) if split == "train" else suite.prompts
         return [(prompts[i % len(prompts)], "") for i in range(num)]
     decode_tokens = lambda part: run.tokenizer.decode(part.tolist(), skip_special_tokens=True)  # noqa: E731
     return [
         (decode_tokens(window[:length]), decode_tokens(window[length:]))
-        for window in held_out_windows(run, num, length + new)
+        for window in windows_of(run, split, num, length + new)
     ]
 
 
 def held_out_windows(run: LoadedRun, num: int, length: int) -> np.ndarray:
     """(num, length) token ids, spread evenly over the held-out text that the run was trained beside."""
+    return windows_of(run, "validation", num, length)
+
+
+def windows_of(run: LoadedRun, split: str, num: int, length: int) -> np.ndarray:
+    """The same of a split by name."""
     data = DataConfig(**run.config["data"])
     tokenizer = TokenizerConfig(kind="pretrained", name=run.folder)
-    tokens = load_corpus(data, tokenizer, progress=False).stores["validation"].tokens
+    tokens = load_corpus(data, tokenizer, progress=False).stores[split].tokens
     if len(tokens) < length:
-        raise ValueError(f"{data.name} holds out {len(tokens)} tokens, less than the {length} of one window")
+        raise ValueError(f"{data.name}, {split}: {len(tokens)} tokens, less than the {length} of one window")
     starts = np.linspace(0, len(tokens) - length, num).astype(int)
     return np.stack([tokens[s : s + length] for s in starts]).astype(np.int64)
 
@@ -65,18 +78,25 @@ def draw(
     seed: int = 0,
     block: int | None = None,
     batch: int = 64,
+    threshold: float | None = None,
+    drawn: bool = False,
 ) -> list[dict[str, Any]]:
-    """One sample a prompt."""
+    """One sample a prompt. threshold, drawn: of `decode_all`, in the contract where they are set."""
     size = block or run.block_size
+    adaptive: dict[str, Any] = {} if threshold is None else {"threshold": threshold, "drawn": drawn}
+    options: dict[str, Any] = {"new": new, "warp": warp, "seed": seed, "block": block, "batch": batch}
     rows = []
-    for which, out in decode_all(run, in_tokens(run, prompts), new=new, warp=warp, seed=seed, block=block, batch=batch):
+    for which, out in decode_all(run, in_tokens(run, prompts), **options, threshold=threshold, drawn=drawn):
         contract = {
             "block": size, "steps": 1, "nfe": out.trunk_passes, "temperature": warp.temperature, "top_p": warp.top_p,
             "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema, "new": new,
+            **adaptive,
         }  # fmt: skip
+        pieces = out.accepted.tolist() if isinstance(out, Verified) else [[size] * out.trunk_passes] * len(out.tokens)
         kept = (out.lengths - out.stopped.long()).tolist()
-        for (prompt, real), tokens, count in zip(prompts[which], out.tokens, kept, strict=True):
-            blocks = [run.tokenizer.decode(piece.tolist()) for piece in tokens[:count].split(size)] if count else []
+        for (prompt, real), tokens, count, passes in zip(prompts[which], out.tokens, kept, pieces, strict=True):
+            ends = np.cumsum([0, *passes]).clip(max=count)
+            blocks = [run.tokenizer.decode(tokens[a:b].tolist()) for a, b in pairwise(ends) if a < b]
             rows.append(
                 {
                     "subject": run.subject if size > 1 else "trunk",
@@ -85,6 +105,7 @@ def draw(
                     "prompt": prompt,
                     "text": run.tokenizer.decode(tokens[:count].tolist()),
                     "blocks": blocks,
+                    "tokens": count,
                     "real": real,
                     "contract": contract,
                     "sample_seed": seed,

@@ -11,11 +11,13 @@ from importlib import import_module
 _HOMES = {
     "BlockContext": "mtp.heads.base",
     "Draft": "mtp.heads.base",
+    "Confidence": "mtp.decoding.confidence",
     "JointHead": "mtp.heads.base",
     "Warp": "mtp.decoding.warp",
     "build_head": "mtp.heads",
     "decode": "mtp.decoding.direct",
     "decode_verified": "mtp.decoding.speculative",
+    "load_confidence": "mtp.decoding.confidence",
     "joint_generate": "mtp.generation",
     "MTPConfig": "mtp.model",
     "MTPForCausalLM": "mtp.model",

@@ -120,7 +120,7 @@ def conditional(
     records: Sequence[dict[str, Any]], subject: str, block: int, rule: str, temperature: float
 ) -> list[float]:
     """That head's conditional acceptance of positions 2..K, 0 where no pass came so far; means over seeds."""
-    wanted = {"block": block, "verify": rule, "temperature": temperature, "top_p": 1.0}
+    wanted = {"block": block, "verify": rule, "temperature": temperature, "top_p": 1.0, "threshold": None}
     found: dict[int, list[float]] = {}
     for r in records:
         alike = all(r["contract"].get(key) == value for key, value in wanted.items())

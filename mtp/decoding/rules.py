@@ -3,10 +3,17 @@
 Shapes: N rows, n drafted tokens x_1..x_n, V words. log_p (N, n+1, V): the target's law after each prefix of the draft,
 log_q (N, n, V): the law each token was drafted from, both after temperature and top-p. uniform (N, n): independent for
 every token *and* every row; one shared over a row's tokens is wrong. Everything is vectorised over rows and positions.
+
+submitted (N, n): False from where a row's draft ends of its own will; nothing there is kept. log_q must then be the law
+of what *would* be submitted, of mass below one, a token that would not be having q = 0: all of them (q = 0 throughout)
+where the end was decided before x_k was drawn, and those dropped for their value where it was decided after. With that
+q the rules stand as they are: Σ_v q min(1, p/q) falls short of 1 by the mass of (p − q)₊, whatever q's own mass, and so
+for P_i p in the block rule, by induction from the last token submitted. To draw from p after a token was dropped *for
+its value* is biased: a token v that is submitted, and drafted too often, has p(v) + q(dropped) p(v), not p(v).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,17 +27,24 @@ class Verdict:
     law: Tensor
 
 
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Verdict]
+class Rule(Protocol):
+    def __call__(
+        self, log_p: Tensor, log_q: Tensor, tokens: Tensor, uniform: Tensor, submitted: Tensor | None = None
+    ) -> Verdict: ...
 
 
-def token_rule(log_p: Tensor, log_q: Tensor, tokens: Tensor, uniform: Tensor) -> Verdict:
+def token_rule(
+    log_p: Tensor, log_q: Tensor, tokens: Tensor, uniform: Tensor, submitted: Tensor | None = None
+) -> Verdict:
     """Keep x_i with probability min(1, p/q), up to the first that falls; then (p − q)₊ (2211.17192, 2302.01318)."""
-    ratio = (_chosen(log_p[:, :-1], tokens) - _chosen(log_q, tokens)).exp()
-    kept = _prefix(uniform < ratio)
+    accepted = uniform < _log_ratio(log_p, log_q, tokens, submitted).exp()
+    kept = _prefix(accepted if submitted is None else accepted & submitted)
     return Verdict(kept, _residual(log_p, log_q, kept, torch.ones_like(uniform[:, 0])))
 
 
-def block_rule(log_p: Tensor, log_q: Tensor, tokens: Tensor, uniform: Tensor) -> Verdict:
+def block_rule(
+    log_p: Tensor, log_q: Tensor, tokens: Tensor, uniform: Tensor, submitted: Tensor | None = None
+) -> Verdict:
     """Judge every prefix as a whole and keep the longest that stands (2403.10444): never shorter in mean.
 
         P_i = min(1, P_{i−1} p(x_i|x_<i) / q(x_i|x_<i)),  Z_i = Σ_v (P_i p(v|x_≤i) − q(v|x_≤i))₊,
@@ -38,13 +52,15 @@ def block_rule(log_p: Tensor, log_q: Tensor, tokens: Tensor, uniform: Tensor) ->
 
     log P is a walk held below 0, so it is its running sum less its running maximum.
     """
-    walk = (_chosen(log_p[:, :-1], tokens) - _chosen(log_q, tokens)).cumsum(1)
+    walk = _log_ratio(log_p, log_q, tokens, submitted).cumsum(1)
     walk = torch.nn.functional.pad(walk, (1, 0))
     share = (walk - walk.cummax(1).values).exp()[:, 1:]  # P_1..P_n
     excess = (share[:, :-1, None] * log_p[:, 1:-1].exp() - log_q[:, 1:].exp()).clamp_min(0).sum(-1)
     whole = (excess == 0) & (share[:, :-1] == 1)  # 0/0: p = q
     stands = torch.where(whole, 1.0, excess / (excess + 1 - share[:, :-1]).clamp_min(torch.finfo(excess.dtype).tiny))
     accepted = uniform < torch.cat([stands, share[:, -1:]], 1)
+    if submitted is not None:
+        accepted = accepted & submitted
     place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     kept = (accepted * place).amax(1)
     reached = torch.nn.functional.pad(share, (1, 0), value=1.0).gather(1, kept[:, None])[:, 0]
@@ -62,6 +78,12 @@ def agreement(picks: Tensor, tokens: Tensor) -> Tensor:
 
 def _prefix(accepted: Tensor) -> Tensor:
     return accepted.long().cumprod(1).sum(1)
+
+
+def _log_ratio(log_p: Tensor, log_q: Tensor, tokens: Tensor, submitted: Tensor | None) -> Tensor:
+    """log p/q of the tokens, (N, n); 0 where they were not submitted, and q may be 0."""
+    ratio = _chosen(log_p[:, :-1], tokens) - _chosen(log_q, tokens)
+    return ratio if submitted is None else torch.where(submitted, ratio, 0.0)
 
 
 def _chosen(log_prob: Tensor, tokens: Tensor) -> Tensor:

@@ -76,6 +76,8 @@ class JointHead(nn.Module):
     """log_prob is known; False: the law is a mean over noise"""
     needs_past: ClassVar[bool] = False
     """reads `BlockContext.past`, the text before an anchor"""
+    stops_early: ClassVar[bool] = False
+    """sample takes `until`: asked with the draft so far after each position from 2 on, it ends the draft there by True"""
 
     def __init__(self, hidden_size: int, vocab_size: int, block_size: int) -> None:
         super().__init__()

@@ -84,7 +84,7 @@ class LatticeChain(ReadoutHead):
         on = lattice.on(self.token(x[:, :-1])[:, :, None], self.readout)[:, :, 0]
         return lattice.off(logits[:, 1:]).scatter(-1, lattice.tokens, on)
 
-    def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
+    def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None, until=None) -> Draft:
         """Position by position. The warp applies to the whole of q_k; `Draft.logits` are log q_k."""
         size = self.size(block_size)
         noise = self.uniforms(ctx, rng, noise, size)
@@ -95,8 +95,9 @@ class LatticeChain(ReadoutHead):
             on = slot.on(self.token(drawn[-1][0])[:, None], self.readout)[:, 0]
             log_q.append(slot.off(logits[:, k + 1]).scatter(-1, slot.tokens, on))
             drawn.append(warp.draw(log_q[-1], noise[:, k + 1]))
-        tokens, told = (torch.stack(column, 1) for column in zip(*drawn, strict=True))
-        return Draft(tokens, told, log_q, warp)
+            if until is not None and until(_draft(drawn, log_q, warp)):
+                break
+        return _draft(drawn, log_q, warp)
 
     def sample_one_pass(
         self,
@@ -172,3 +173,9 @@ def compose(maps: Tensor) -> Tensor:
 def _previous(token: Tensor, states: Tensor) -> Tensor:
     """What slots 2..K may follow, (N, K−1, C+1): x_1 in every state, then the slot before's candidates and escape."""
     return torch.cat([token[:, None, None].expand_as(states[:, :1]), states[:, :-1]], 1)
+
+
+def _draft(drawn: list[tuple[Tensor, Tensor]], laws: list[Tensor], warp: Warp) -> Draft:
+    """Of the tokens drawn so far and their log q."""
+    tokens, told = (torch.stack(column, 1) for column in zip(*drawn, strict=True))
+    return Draft(tokens, told, laws, warp)

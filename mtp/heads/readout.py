@@ -19,6 +19,8 @@ from mtp.losses.linear_nll import row_nll, weighted_nll
 class ReadoutHead(JointHead):
     """Without more, the independent head. A chain gives `corrections`, `start` and `step`."""
 
+    stops_early = True
+
     def __init__(
         self,
         hidden_size: int,
@@ -81,7 +83,7 @@ class ReadoutHead(JointHead):
             return [base], [ctx.unembedding]
         return [base, correction], [ctx.unembedding, self.readout]
 
-    def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
+    def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None, until=None) -> Draft:
         size = self.size(block_size)
         uniform = self.uniforms(ctx, rng, noise, size)
         base = self.projection(ctx.hidden, size - 1)
@@ -105,6 +107,12 @@ class ReadoutHead(JointHead):
             logits.append(logits_k)
             tokens.append(token)
             log_q.append(log_q_k)
+            if (
+                until is not None
+                and k > 0
+                and until(Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp))
+            ):
+                break
         return Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp)
 
 

@@ -103,6 +103,73 @@ def test_wrong_rules_are_caught(wrong):
     assert pvalue(wrong) < 1e-10
 
 
+def ended(log_q, tokens, how):
+    """Drafts that end of their own will: (what is submitted, the law of what would be). before: at places where q is
+    spread, and after some words. drawn: before a word that q makes less than a fifth likely."""
+    if how == "before":
+        spread = log_q.exp().amax(-1) < 0.5
+        spread[:, 0] = False  # one law for all rows
+        spread[:, 1:] |= tokens[:, :-1] == 2
+        return (~spread).long().cumprod(1).bool(), log_q
+    likely = log_q > torch.tensor(0.2).log()
+    submitted = likely.gather(-1, tokens[..., None])[..., 0].long().cumprod(1).bool()
+    return submitted, log_q.masked_fill(~likely, -torch.inf)
+
+
+def rule_on_ended(rule, how):
+    def judged(log_p, log_q, tokens, uniform):
+        submitted, law = ended(log_q, tokens, how)
+        if how == "before":
+            law = law.masked_fill(~submitted[..., None], -torch.inf)
+        return rule(log_p, law, tokens, uniform, submitted)
+
+    return judged
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("how", ["before", "drawn"])
+def test_a_draft_may_end_of_its_own_will(name, how):
+    """Places ended before a token is drawn have q = 0; a token dropped for its value leaves the others' q as it is."""
+    _, log_q, tokens, _, _ = drafted(20_000)
+    submitted = ended(log_q, tokens, how)[0]
+    assert all(float((submitted.sum(1) == n).double().mean()) > 0.05 for n in range(1, K + 1))
+    assert pvalue(rule_on_ended(RULES[name], how)) > 1e-3
+
+
+def target_after_a_dropped_token(rule):
+    """p itself after a token that was dropped for its value."""
+
+    def wrong(log_p, log_q, tokens, uniform):
+        submitted, _ = ended(log_q, tokens, "drawn")
+        return rule(log_p, log_q.masked_fill(~submitted[..., None], -torch.inf), tokens, uniform, submitted)
+
+    return wrong
+
+
+def residual_after_an_early_end(rule):
+    """(p − q)₊ where nothing was drawn from q."""
+
+    def wrong(log_p, log_q, tokens, uniform):
+        submitted, law = ended(log_q, tokens, "before")
+        return rule(log_p, law, tokens, uniform, submitted)
+
+    return wrong
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("wrong", [target_after_a_dropped_token, residual_after_an_early_end])
+def test_wrong_ends_are_caught(name, wrong):
+    assert pvalue(wrong(RULES[name])) < 1e-10
+
+
+def test_a_draft_of_nothing_leaves_the_targets_law():
+    log_p, log_q, tokens, uniform, _ = drafted(100)
+    none = torch.zeros_like(tokens, dtype=torch.bool)
+    for rule in RULES.values():
+        got = rule(log_p, torch.full_like(log_q, -torch.inf), tokens, uniform, none)
+        assert (got.kept == 0).all() and torch.allclose(got.law, log_p[:, 0].exp())
+
+
 def test_the_block_rule_keeps_more():
     case = drafted(N)[:4]
     token, block = (RULES[name](*case).kept.double() for name in ("token", "block"))
