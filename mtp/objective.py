@@ -4,7 +4,8 @@
 
 The first term is the trunk's own; a frozen trunk has none. The head may be scored on a fraction of
 the positions: its sum is scaled up, so that the expected gradient stays the same. In the head's place of the plain
-loss may stand its distance to the trunk's full law (losses/distillation.py); what is reported is the plain one.
+loss may stand its distance to the trunk's full law (losses/distillation.py), or an objective on blocks that the head
+draws itself (losses/on_policy.py); what is reported is the plain one.
 """
 
 import torch
@@ -14,13 +15,16 @@ from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from mtp.batch import TokenBatch
 from mtp.heads.base import BlockContext
+from mtp.losses import on_policy as drawn
 from mtp.losses.distillation import KINDS, divergence
 from mtp.losses.linear_nll import weighted_nll
+from mtp.losses.rollout import Anchors, states_after
 from mtp.losses.weights import WEIGHTINGS
 
 
 class JointCrossEntropy(Objective):
-    """weighting: of positions, a name of losses/weights.py. distill: one of losses/distillation.py, or None."""
+    """weighting: of positions, a name of losses/weights.py. distill: one of losses/distillation.py, or None. on_policy:
+    one of losses/on_policy.py, or None; samples: blocks it draws at each of anchor_fraction · length anchors a window."""
 
     coupling = "sample"
 
@@ -31,6 +35,8 @@ class JointCrossEntropy(Objective):
         anchor_fraction: float = 1.0,
         weighting: str = "uniform",
         distill: str | None = None,
+        on_policy: str | None = None,
+        samples: int = 4,
     ) -> None:
         super().__init__()
         if weighting not in WEIGHTINGS:
@@ -38,13 +44,23 @@ class JointCrossEntropy(Objective):
         if distill is not None and distill not in KINDS:
             raise ValueError(f"distillation {distill!r}: known are {', '.join(KINDS)}")
         self.frozen_trunk, self.head_weight, self.anchor_fraction = frozen_trunk, head_weight, anchor_fraction
+        if on_policy is not None:
+            drawn.check(on_policy, samples)
+            if distill is not None or weighting != "uniform":
+                raise ValueError(
+                    f"on-policy objective {on_policy!r}: it goes with no distillation and no position weights"
+                )
+            if not frozen_trunk:
+                raise ValueError(f"on-policy objective {on_policy!r}: the trunk that judges has to be frozen")
         self.weighting, self.distill = weighting, distill
+        self.on_policy, self.samples = on_policy, samples
 
     def forward(self, model, batch: TokenBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
-        hidden = batch.hidden
-        if hidden is None:
+        hidden, cache = batch.hidden, None
+        judged = self.training and self.on_policy is not None and drawn.asks_trunk(self.on_policy)
+        if hidden is None or judged:  # states that were kept have no keys and values for drawn blocks to look at
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_trunk):
-                hidden, _ = model.states(batch.inputs)
+                hidden, cache = model.states(batch.inputs, use_cache=judged)
         targets, mask = batch.blocks(1 if model.head is None else model.head.block_size)
         anchors = mask[..., 0]
         count = anchors.sum().float()
@@ -60,6 +76,10 @@ class JointCrossEntropy(Objective):
         if model.head is not None:
             if batch.starts is not None:
                 anchors = anchors & batch.starts
+            if self.on_policy is not None and self.training:
+                loss, more = self._drawn(model, hidden, cache, targets, mask, anchors, rng)
+                scale = self.head_weight / (targets.shape[-1] - 1)
+                return Loss(total + loss * scale, count, metrics | more)
             if self.anchor_fraction < 1 and self.training:
                 kept = rng.uniform("anchors", *anchors.shape).to(anchors.device) < self.anchor_fraction
                 anchors = anchors & kept
@@ -86,6 +106,25 @@ class JointCrossEntropy(Objective):
         metrics["head_nll"] = (block.sum.sum(), block.count.sum())
         return block.loss, metrics
 
+    def _drawn(self, model, hidden: Tensor, cache, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng):
+        """The objective over blocks drawn at a few anchors of every window, which stand for all of them."""
+        kind, (length, size), limit = self.on_policy, targets.shape[1:], model.trunk.config.get_text_config()
+        assert kind is not None
+        window = getattr(limit, "max_position_embeddings", None) or length + size
+        anchors = anchors & (torch.arange(length, device=anchors.device) + size <= window)
+        picked = Anchors.pick(anchors, max(1, round(self.anchor_fraction * length)), rng)
+        ctx, own = model.context(picked.of(hidden)), picked.rng(rng, length)
+        if drawn.asks_trunk(kind):
+            policy = drawn.trunk_policy(
+                model.head, ctx, kind, self.samples,
+                lambda blocks: states_after(model, cache, length, picked.place, blocks), own, _ends(limit),
+            )  # fmt: skip
+        else:
+            policy = drawn.energy_policy(model.head, ctx, kind, self.samples, picked.of(targets), picked.of(mask), own)
+        weight = picked.weight.flatten()
+        value = (torch.where(weight > 0, weight * policy.value, 0.0).sum(), weight.sum())
+        return torch.where(weight > 0, weight * policy.loss, 0.0).sum(), {kind: value}
+
     @torch.no_grad()
     def _weights(self, head, ctx: BlockContext, target: Tensor, inside: Tensor) -> Tensor:
         """(N, K). Only weights that look at what the head says cost a pass of it."""
@@ -102,6 +141,12 @@ def _next_states(hidden: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, T
     index = place[:, None] + 1 + torch.arange(count, device=hidden.device)
     known = index < hidden.shape[1]
     return hidden[row[:, None], index.clamp_max(hidden.shape[1] - 1)], known
+
+
+def _ends(config) -> tuple[int, ...]:
+    """End tokens by a trunk's config, which names none, one or several."""
+    end = config.eos_token_id
+    return () if end is None else (end,) if isinstance(end, int) else tuple(end)
 
 
 def _per_anchor(rng: Rng, anchors: Tensor) -> Rng:

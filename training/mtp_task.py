@@ -23,7 +23,7 @@ from training.data.store import TokenStore
 from training.data.tokenizer import load_tokenizer, word_tokenizer
 from training.data.windows import Dataset, TextWindows
 from training.task import Task
-from training.trunk import new_trunk, pretrained_trunk, trunk_folder, weights_digest
+from training.trunk import load_head, new_trunk, pretrained_trunk, trunk_folder, weights_digest
 
 VALIDATION_SEED = 2**31
 """Added to the run's seed where validation draws its own samples."""
@@ -64,6 +64,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         facts["trunk_sha256"] = weights_digest(trunk)
     torch.manual_seed(config.seed)  # so that a head starts the same whether its trunk was drawn or loaded
     model = MTPForCausalLM.from_trunk(trunk, config.head.name, data.block_size, **_head_options(config.head))
+    if config.head.start:
+        load_head(model, config.head.start)
     trainable: nn.Module = model
     if config.trunk.frozen:
         if model.head is None:
@@ -97,6 +99,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             config.head.anchor_fraction,
             config.head.weighting or "uniform",
             config.head.distill,
+            config.head.on_policy,
+            config.head.samples or 4,
         ),
         train=train,
         train_seed=config.seed,
