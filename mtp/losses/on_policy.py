@@ -41,7 +41,10 @@ from mtp.heads.base import BlockContext, JointHead
 from mtp.heads.readout import embed
 from mtp.losses.linear_nll import CHUNK_LOGITS
 
-RELAXED: dict[str, OneHotDraw] = {draw.name: draw for draw in (StraightThrough(), STGumbel(), GumbelRao(), ReinMax())}
+RELAXED: dict[str, OneHotDraw] = {
+    draw.name: draw for draw in (StraightThrough(), STGumbel(), GumbelRao(num_gumbels=4), ReinMax())
+}
+"""Gumbel-Rao with few Gumbels: each takes V random numbers a position, and the drawn blocks average already."""
 TRUNK_KINDS = ("accepted", "overlap", "score", "kl")
 """What asks the trunk about the drawn tokens."""
 KINDS = (
