@@ -6,10 +6,10 @@
 
 All arms begin with the weights that the block chain of benchmarks.heads keeps, on its frozen trunk, and make as many
 steps as --seconds of one core hold: on the text (cross-entropy, or the distance in total variation to the trunk's full
-law), or on blocks drawn by the head, four at each of four anchors a window. Measured, beside the head they began with: accepted length by the token
-rule at T = 1; the judge's NLL of direct samples at T = 0.7 to 1.1, from which that at one entropy is interpolated, the
-first head's own at T = 1. Cells lie in benchmarks/results/on_policy/; benchmarks.on_policy_gradients looks at the
-estimators themselves.
+law), or on blocks drawn by the head, four at each of four anchors a window. Measured, beside the head they began with:
+accepted length by the token rule at T = 1, and the judge's NLL of direct samples where their entropy is the first
+head's own at T = 1, interpolated between temperatures from 0.7 to 1.3; a judge that is not there is asked for. Cells lie
+in benchmarks/results/on_policy/; benchmarks.on_policy_gradients looks at the estimators themselves.
 """
 
 import argparse
@@ -53,7 +53,7 @@ ARMS: dict[str, dict[str, Any]] = {
 FIRST = "as it was"
 RATE = 1e-3
 """A quarter of the rate that the head was trained with, whose schedule had come to an end."""
-BLOCKS, TEMPERATURES = (4, 8), (0.7, 0.8, 0.9, 1.0, 1.1)
+BLOCKS, TEMPERATURES = (4, 8), (0.7, 0.85, 1.0, 1.15, 1.3)
 NUM, PROMPT, NEW = 128, 32, 64
 
 
