@@ -11,29 +11,22 @@ Cells lie in benchmarks/results/images/.
 """
 
 import argparse
-import json
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from tqdm import tqdm
-
 from benchmarks.cells import cell, cell_name, settings
+from benchmarks.costs import measure_costs, seconds_of_a_step
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
-from eval.records import record, seeds_mean, write_records
-from flowmap.rng import Rng
+from eval.records import record, seeds_mean
 from imm.data import load_images
 from training.config import PRESETS, RunConfig, load_preset, override, to_dict
 from training.image_task import build
-from training.loop import SliceLoss, train
+from training.loop import train
 from training.tasks import build as build_task
 
 RESULTS = Path(__file__).parent / "results" / "images"
@@ -84,7 +77,8 @@ def main() -> None:
     variant = settings(args.set)
     for on in args.on:
         if args.costs:
-            measure_costs(on, command)
+            configs = {name: config_of(on, name, 0) for name in VARIANTS}
+            measure_costs(configs, build, on, costs_of(on), command)
             continue
         costs = read_costs(on)
         found = []
@@ -95,6 +89,14 @@ def main() -> None:
                 print(f"{on} {name} seed {seed}", flush=True)
         if found:
             print_table(on, found)
+
+
+def costs_of(on: str) -> Path:
+    return RESULTS / f"{on}-costs.json"
+
+
+def read_costs(on: str) -> dict[str, float]:
+    return seconds_of_a_step(costs_of(on), f"python -m benchmarks.images --on {on} --costs")
 
 
 def config_of(
@@ -166,53 +168,6 @@ def samplers(name: str) -> list[str]:
     if name.startswith("flow-matching"):
         return ["ddim" if "cosine" in name else "euler"]
     return ["pushforward", "restart"] if "s zeroed" in name else ["pushforward"]
-
-
-def measure_costs(on: str, command: list[str], rounds: int = 15) -> None:
-    """CPU time of one training step on one thread, optimizer included: medians over rounds in which all take turns."""
-    torch.set_num_threads(1)
-    steps = {name: one_step(config_of(on, name, 0)) for name in VARIANTS}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for n in tqdm(range(rounds + 2), desc=f"{on}, training steps"):
-        for name, run in steps.items():
-            start = time.process_time()
-            run()
-            if n > 1:
-                seconds[name].append(time.process_time() - start)
-    records = [
-        record(
-            "latency", float(np.median(times)), on=on, subject=name, kind="estimate", n=rounds,
-            unit="s of CPU time, one training step on one thread",
-        )
-        for name, times in seconds.items()
-    ]  # fmt: skip
-    write_records(RESULTS / f"{on}-costs.json", command, records)
-    for r in records:
-        print(f"{r['subject']}: {r['value'] * 1e3:.1f} ms")
-
-
-def one_step(config: RunConfig) -> Callable[[], object]:
-    task = build(config, Accelerator(cpu=True))
-    precision = "bfloat16" if config.training.precision == "auto" else config.training.precision
-    module = SliceLoss(task.model, task.objective, precision)
-    samples = torch.arange(config.training.batch_size)
-    batch, rng = task.train.batch(0, samples), Rng(0, samples)
-    module.teach(task.model)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
-
-    def run() -> None:
-        module(batch, rng, 1000).sum.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
-
-
-def read_costs(on: str) -> dict[str, float]:
-    file = RESULTS / f"{on}-costs.json"
-    if not file.exists():
-        raise SystemExit(f"{file} is missing: python -m benchmarks.images --on {on} --costs")
-    return {r["subject"]: r["value"] for r in json.loads(file.read_text())["results"]}
 
 
 def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:

@@ -4,10 +4,11 @@
 
 The first term is the trunk's own; a frozen trunk has none. The head may be scored on a fraction of
 the positions: its sum is scaled up, so that the expected gradient stays the same. In the head's place of the plain
-loss may stand its distance to the trunk's full law (losses/distillation.py); what is reported is the plain one. The
-base of a chain may be taught before the chain (losses/curriculum.py), and the use of a mixture's components evened out
-(losses/balance.py: c · CV² for every anchor beside the mean over its positions). A share of the anchors may be taught
-at prefixes that the head draws itself (losses/own_samples.py) in place of the text's.
+loss may stand its distance to the trunk's full law (losses/distillation.py), or an objective on blocks that the head
+draws itself (losses/on_policy.py); what is reported is the plain one. The base of a chain may be taught before the chain
+(losses/curriculum.py), and the use of a mixture's components evened out (losses/balance.py: c · CV² for every anchor
+beside the mean over its positions). A share of the anchors may be taught at prefixes that the head draws itself
+(losses/own_samples.py) in place of the text's.
 """
 
 import torch
@@ -17,18 +18,22 @@ from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from mtp.batch import TokenBatch
 from mtp.heads.base import BlockContext
+from mtp.losses import on_policy as drawn
 from mtp.losses.balance import balance
 from mtp.losses.curriculum import blend, chain_weight
 from mtp.losses.distillation import KINDS, divergence
 from mtp.losses.linear_nll import weighted_nll
-from mtp.losses.own_samples import choose, draw, states_after
+from mtp.losses.own_samples import choose, draw, own_states
+from mtp.losses.rollout import Anchors, states_after
 from mtp.losses.weights import WEIGHTINGS
 
 
 class JointCrossEntropy(Objective):
     """weighting: of positions, a name of losses/weights.py. distill: one of losses/distillation.py, or None.
     curriculum: steps until a chain's correction counts in full, or None. balance: c of the mixture's balance, or None.
-    own_samples: share of the anchors taught at the head's own draws, or None; by `distill`, or hybrid."""
+    own_samples: share of the anchors taught at the head's own draws, or None; by `distill`, or hybrid.
+    on_policy: one of losses/on_policy.py, or None; samples: blocks it draws at each of anchor_fraction · length anchors
+    a window."""
 
     coupling = "sample"
 
@@ -42,6 +47,8 @@ class JointCrossEntropy(Objective):
         curriculum: float | None = None,
         balance: float | None = None,
         own_samples: float | None = None,
+        on_policy: str | None = None,
+        samples: int = 4,
     ) -> None:
         super().__init__()
         if weighting not in WEIGHTINGS:
@@ -51,16 +58,28 @@ class JointCrossEntropy(Objective):
         if curriculum is not None and (distill is not None or own_samples is not None):
             raise ValueError("a curriculum weighs likelihoods of the text: leave out distillation and own samples")
         self.frozen_trunk, self.head_weight, self.anchor_fraction = frozen_trunk, head_weight, anchor_fraction
+        if on_policy is not None and (own_samples is not None or curriculum is not None or balance is not None):
+            raise ValueError("an on-policy objective stands alone: leave out own samples, curriculum and balance")
+        if on_policy is not None:
+            drawn.check(on_policy, samples)
+            if distill is not None or weighting != "uniform":
+                raise ValueError(
+                    f"on-policy objective {on_policy!r}: it goes with no distillation and no position weights"
+                )
+            if not frozen_trunk:
+                raise ValueError(f"on-policy objective {on_policy!r}: the trunk that judges has to be frozen")
         self.weighting, self.distill = weighting, distill
         self.curriculum, self.balance, self.own_samples = curriculum, balance, own_samples
+        self.on_policy, self.samples = on_policy, samples
 
     def forward(self, model, batch: TokenBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         hidden, cache = batch.hidden, None
         draws = self.own_samples is not None and self.training and model.head is not None
-        if hidden is None or draws:
+        judged = self.on_policy is not None and self.training and drawn.asks_trunk(self.on_policy)
+        if hidden is None or draws or judged:  # cached states have no keys and values for drawn blocks to look at
             learns = hidden is None and not self.frozen_trunk
             with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-                read, cache = model.states(batch.inputs, use_cache=draws)
+                read, cache = model.states(batch.inputs, use_cache=draws or judged)
             hidden = read if hidden is None else hidden
         targets, mask = batch.blocks(1 if model.head is None else model.head.block_size)
         anchors = mask[..., 0]
@@ -77,6 +96,10 @@ class JointCrossEntropy(Objective):
         if model.head is not None:
             if batch.starts is not None:
                 anchors = anchors & batch.starts
+            if self.on_policy is not None and self.training:
+                loss, more = self._drawn(model, hidden, cache, targets, mask, anchors, rng)
+                scale = self.head_weight / (targets.shape[-1] - 1)
+                return Loss(total + loss * scale, count, metrics | more)
             if self.anchor_fraction < 1 and self.training:
                 kept = rng.uniform("anchors", *anchors.shape).to(anchors.device) < self.anchor_fraction
                 anchors = anchors & kept
@@ -136,11 +159,32 @@ class JointCrossEntropy(Objective):
         inside, end = mask[anchors], model.config.eos_token_id
         ends = torch.as_tensor([] if end is None else end, device=hidden.device).reshape(-1)
         tokens, open_ = draw(model.head, ctx, targets[anchors][:, 0], ends, _per_anchor(rng, anchors))
-        states = states_after(model, cache, anchors, tokens[:, :-1])
+        states = own_states(model, cache, anchors, tokens[:, :-1])
         counted = inside[:, 1:] & open_
         weights = self._weights(model.head, ctx, tokens, inside)[:, 1:] * counted
         loss, overlap = divergence(model.head, ctx, tokens, states, weights, self.distill or "hybrid")
         return loss, {"own_acceptance": ((overlap * counted).sum(), counted.sum().float())}
+
+    def _drawn(self, model, hidden: Tensor, cache, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng):
+        """The objective over blocks drawn at a few anchors of every window, which stand for all of them."""
+        if model.head.needs_past:
+            raise NotImplementedError(f"{model.head.name}: on-policy objectives draw from heads that read one state")
+        kind, (length, size), limit = self.on_policy, targets.shape[1:], model.trunk.config.get_text_config()
+        assert kind is not None
+        window = getattr(limit, "max_position_embeddings", None) or length + size
+        anchors = anchors & (torch.arange(length, device=anchors.device) + size <= window)
+        picked = Anchors.pick(anchors, max(1, round(self.anchor_fraction * length)), rng)
+        ctx, own = model.context(picked.of(hidden)), picked.rng(rng, length)
+        if drawn.asks_trunk(kind):
+            policy = drawn.trunk_policy(
+                model.head, ctx, kind, self.samples,
+                lambda blocks: states_after(model, cache, length, picked.place, blocks), own, _ends(limit),
+            )  # fmt: skip
+        else:
+            policy = drawn.energy_policy(model.head, ctx, kind, self.samples, picked.of(targets), picked.of(mask), own)
+        weight = picked.weight.flatten()
+        value = (torch.where(weight > 0, weight * policy.value, 0.0).sum(), weight.sum())
+        return torch.where(weight > 0, weight * policy.loss, 0.0).sum(), {kind: value}
 
     @torch.no_grad()
     def _weights(self, head, ctx: BlockContext, target: Tensor, inside: Tensor) -> Tensor:
@@ -158,6 +202,12 @@ def _next_states(hidden: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, T
     index = place[:, None] + 1 + torch.arange(count, device=hidden.device)
     known = index < hidden.shape[1]
     return hidden[row[:, None], index.clamp_max(hidden.shape[1] - 1)], known
+
+
+def _ends(config) -> tuple[int, ...]:
+    """End tokens by a trunk's config, which names none, one or several."""
+    end = config.eos_token_id
+    return () if end is None else (end,) if isinstance(end, int) else tuple(end)
 
 
 def _per_anchor(rng: Rng, anchors: Tensor) -> Rng:

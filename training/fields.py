@@ -122,6 +122,14 @@ class HeadConfig:
     own_samples: Share | None = None
     """share of the anchors taught, by head.distill or hybrid, at prefixes the head draws itself, which the trunk reads:
     K − 1 more tokens an anchor, without gradient"""
+    on_policy: str | None = None
+    """train the head on blocks that it draws, the frozen trunk judging them: reinforce- or rloo- with accepted, overlap,
+    score or kl; or beside the text's blocks: energy with rloo-, straight-through-, st-gumbel-, gumbel-rao-, reinmax-.
+    anchor_fraction 0.0078125 is 2 anchors in a window of 256"""
+    samples: Count | None = None
+    """on_policy: blocks drawn at each anchor, default 4"""
+    start: str | None = None
+    """begin with the head of this run, of the same family and sizes, instead of a fresh one"""
     starts_only: bool = False
     """suites and cases: train the head only where decoding hangs its blocks, at the prompt's end and every K
     tokens after it; K times less work, and the run can then be probed with blocks of K alone"""

@@ -24,7 +24,7 @@ from training.data.store import TokenStore
 from training.data.tokenizer import load_tokenizer, word_tokenizer
 from training.data.windows import Dataset, TextWindows
 from training.task import Task
-from training.trunk import new_trunk, pretrained_trunk, trunk_folder, weights_digest
+from training.trunk import load_head, new_trunk, pretrained_trunk, trunk_folder, weights_digest
 
 VALIDATION_SEED = 2**31
 """Added to the run's seed where validation draws its own samples."""
@@ -69,6 +69,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     model = MTPForCausalLM.from_trunk(trunk, config.head.name, data.block_size, **_head_options(config.head))
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     facts["head_parameters"] = sum(p.numel() for p in model.head.parameters()) if model.head else 0
+    if config.head.start:
+        load_head(model, config.head.start)
     trainable: nn.Module = model
     adapted = adapt(trunk, config.trunk.lora) if config.trunk.lora else None
     if config.trunk.frozen:
@@ -113,6 +115,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             None if config.head.curriculum is None else config.head.curriculum * config.training.steps,
             config.head.balance,
             config.head.own_samples,
+            config.head.on_policy,
+            config.head.samples or 4,
         ),
         train=train,
         train_seed=config.seed,

@@ -32,6 +32,28 @@ def pretrained_trunk(name: str) -> Any:
     return model.trunk if isinstance(model, MTPForCausalLM) else model
 
 
+def load_head(model: MTPForCausalLM, name: str) -> None:
+    """The head of another run, with the weights it keeps for use, into a model of the same shape."""
+    from transformers import AutoModelForCausalLM
+
+    if model.head is None:
+        raise ValueError("head.start needs head.name")
+    try:
+        other = AutoModelForCausalLM.from_pretrained(str(model_folder(name)), dtype=torch.float32)
+    except OSError as error:
+        raise ValueError(f"head.start {name!r} did not load: {first_line(error)}") from error
+    held = getattr(other, "head", None)
+    if held is None:
+        raise ValueError(f"head.start {name!r} has no joint head")
+    wanted, found = ({key: tuple(x.shape) for key, x in head.state_dict().items()} for head in (model.head, held))
+    if (type(held), held.block_size, found) != (type(model.head), model.head.block_size, wanted):
+        raise ValueError(
+            f"head.start {name!r} is a {held.name} of {held.block_size} tokens and other sizes than this {model.head.name} "
+            f"of {model.head.block_size}: set head.name, head.block_size, head.rank and head.options to its own"
+        )
+    model.head.load_state_dict(held.state_dict())
+
+
 def new_trunk(config: TrunkConfig, tokenizer: Any, length: int) -> Any:
     """From scratch. length: the longest window it must read."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM

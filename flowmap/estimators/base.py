@@ -116,9 +116,9 @@ def argmax_onehot(z: Tensor) -> Tensor:
     return F.one_hot(z.argmax(-1), z.shape[-1]).to(z)
 
 
-def draw(rng: Rng, log_pi: Tensor, num: int) -> Tensor:
-    """D ~ π, one-hot: (num, *batch, L, V)."""
-    return argmax_onehot(gumbels(rng, "gumbel", log_pi, num))
+def draw(rng: Rng, log_pi: Tensor, num: int, at: str = "") -> Tensor:
+    """D ~ π, one-hot: (num, *batch, L, V). at: part of the random numbers' name."""
+    return argmax_onehot(gumbels(rng, "gumbel" + at, log_pi, num))
 
 
 def log_probs(logits: Tensor) -> Tensor:

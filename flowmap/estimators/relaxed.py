@@ -5,7 +5,9 @@ and the same function of the draws may be written as linear, as quadratic, or so
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from flowmap.estimators.base import (
@@ -42,42 +44,54 @@ class GumbelSoftmax:
         return Estimate(value.mean(0), gradient.mean(0), num_samples)
 
 
-@dataclass(frozen=True)
-class StraightThrough:
-    """∇f(D) at a draw, as if D were π: gradient ∇f(D) ∂π/∂l (1308.3432). Exact for linear f."""
+class OneHotDraw:
+    """What the straight-through family shares: f is evaluated at one-hot draws, which carry a Jacobian of their own."""
 
-    name = "straight-through"
+    name: ClassVar[str]
     unbiased = False
     needs_gradient_of_f = True
 
+    def draw(self, log_pi: Tensor, num: int, rng: Rng, at: str = "") -> Tensor:
+        """One-hot draws D ~ π, (num, *batch, L, V), whose gradient in log π, (*batch, L, V), is the estimator's. Usable
+        where f is more than one variable's, as in a chain whose later logits read earlier draws. at: part of the names
+        of the random numbers, to tell such draws apart."""
+        raise NotImplementedError
+
     def estimate(self, logits: Tensor, f: Function, num_samples: int, rng: Rng) -> Estimate:
         check(logits, num_samples)
-        log_pi = log_probs(logits)
-        value, slope = value_and_slope(f, draw(rng, log_pi, num_samples))
-        gradient = softmax_vjp(log_pi.exp(), slope)
-        return Estimate(value.mean(0), gradient.mean(0), num_samples)
+        with torch.enable_grad():
+            log_pi = log_probs(logits).requires_grad_()
+            D = self.draw(log_pi, num_samples, rng)
+        value, slope = value_and_slope(f, D)
+        (gradient,) = torch.autograd.grad(D, log_pi, slope / num_samples)
+        return Estimate(value.mean(0), gradient, num_samples)
 
 
 @dataclass(frozen=True)
-class STGumbel:
+class StraightThrough(OneHotDraw):
+    """∇f(D) at a draw, as if D were π: gradient ∇f(D) ∂π/∂l (1308.3432). Exact for linear f."""
+
+    name = "straight-through"
+
+    def draw(self, log_pi: Tensor, num: int, rng: Rng, at: str = "") -> Tensor:
+        return _as_if(draw(rng, log_pi.detach(), num, at), log_pi.softmax(-1))
+
+
+@dataclass(frozen=True)
+class STGumbel(OneHotDraw):
     """∇f(D) at D = argmax(l + G), as if D were y = softmax((l + G) / τ) (1611.01144, straight-through form)."""
 
     tau: float = 1.0
 
     name = "st-gumbel"
-    unbiased = False
-    needs_gradient_of_f = True
 
-    def estimate(self, logits: Tensor, f: Function, num_samples: int, rng: Rng) -> Estimate:
-        check(logits, num_samples)
-        z = gumbels(rng, "gumbel", log_probs(logits), num_samples)
-        value, slope = value_and_slope(f, argmax_onehot(z))
-        gradient = softmax_vjp((z / self.tau).softmax(-1), slope) / self.tau
-        return Estimate(value.mean(0), gradient.mean(0), num_samples)
+    def draw(self, log_pi: Tensor, num: int, rng: Rng, at: str = "") -> Tensor:
+        z = gumbels(rng, "gumbel" + at, log_pi.detach(), num)
+        return _as_if(argmax_onehot(z), ((z + _step(log_pi)) / self.tau).softmax(-1))
 
 
 @dataclass(frozen=True)
-class GumbelRao:
+class GumbelRao(OneHotDraw):
     """ST-Gumbel, its Jacobian averaged over Gumbels given the draw (2010.04838): the same mean, no more
     variance, and no more evaluations of f. num_gumbels: Gumbels per draw, K in the paper."""
 
@@ -85,18 +99,12 @@ class GumbelRao:
     num_gumbels: int = 16
 
     name = "gumbel-rao"
-    unbiased = False
-    needs_gradient_of_f = True
 
-    def estimate(self, logits: Tensor, f: Function, num_samples: int, rng: Rng) -> Estimate:
-        check(logits, num_samples)
-        log_pi = log_probs(logits)
-        D = draw(rng, log_pi, num_samples)
-        value, slope = value_and_slope(f, D)
-        noise = exponentials(rng, "given-draw", log_pi, self.num_gumbels, num_samples)
-        y = (gumbels_given(D, log_pi, noise) / self.tau).softmax(-1)
-        gradient = softmax_vjp(y, slope) / self.tau
-        return Estimate(value.mean(0), gradient.mean((0, 1)), num_samples)
+    def draw(self, log_pi: Tensor, num: int, rng: Rng, at: str = "") -> Tensor:
+        held = log_pi.detach()
+        D = draw(rng, held, num, at)
+        z = gumbels_given(D, held, exponentials(rng, "given-draw" + at, held, self.num_gumbels, num))
+        return _as_if(D, ((z + _step(log_pi)) / self.tau).softmax(-1).mean(0))
 
 
 def gumbels_given(D: Tensor, log_pi: Tensor, noise: Tensor) -> Tensor:
@@ -110,7 +118,7 @@ def gumbels_given(D: Tensor, log_pi: Tensor, noise: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ReinMax:
+class ReinMax(OneHotDraw):
     """Second-order accurate straight-through (2304.08612, algorithm 2):
 
         π₀ = softmax(l),   D ~ π₀,   π₁ = (D + softmax(l / τ)) / 2,
@@ -121,14 +129,19 @@ class ReinMax:
     tau: float = 1.0
 
     name = "reinmax"
-    unbiased = False
-    needs_gradient_of_f = True
 
-    def estimate(self, logits: Tensor, f: Function, num_samples: int, rng: Rng) -> Estimate:
-        check(logits, num_samples)
-        log_pi = log_probs(logits)
-        D = draw(rng, log_pi, num_samples)
-        value, slope = value_and_slope(f, D)
-        pi_1 = (D + (log_pi / self.tau).softmax(-1)) / 2
-        gradient = 2 * softmax_vjp(pi_1, slope) - softmax_vjp(log_pi.exp(), slope) / 2
-        return Estimate(value.mean(0), gradient.mean(0), num_samples)
+    def draw(self, log_pi: Tensor, num: int, rng: Rng, at: str = "") -> Tensor:
+        held = log_pi.detach()
+        D = draw(rng, held, num, at)
+        pi_1 = ((D + (held / self.tau).softmax(-1)) / 2).log() + _step(log_pi)
+        return _as_if(D, 2 * pi_1.softmax(-1) - log_pi.softmax(-1) / 2)
+
+
+def _step(log_pi: Tensor) -> Tensor:
+    """Zero, with the gradient of log π: added to a value that is held, it moves as log π would move it."""
+    return torch.nan_to_num(log_pi - log_pi.detach())  # a category masked by −∞ does not move
+
+
+def _as_if(D: Tensor, y: Tensor) -> Tensor:
+    """The value of D, with the gradient of y."""
+    return D + (y - y.detach())

@@ -5,7 +5,7 @@ trunk's own softmax; a head models positions 2..K given x_1. Shapes: N anchors (
 trunk that a block hangs on), K the block size, V the vocabulary, d the trunk's width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -134,6 +134,17 @@ class JointHead(nn.Module):
         """Draw a block from rng (addressed by row) or from noise: (N, K) uniforms, or (N, K, V) Gumbels.
         first: (N,) tokens of position 1 where they are known; their log_q is 0."""
         raise NotImplementedError
+
+    def relaxed(
+        self,
+        ctx: BlockContext,
+        choose: Callable[[int, Tensor], Tensor],
+        first: Tensor,
+        block_size: int | None = None,
+    ) -> Tensor:
+        """A block of one-hot tokens that carry gradients, (N, K, V). choose: position k ≥ 1 and log q_k (N, V) → the
+        token there, (N, V), one-hot or soft, which later positions read. first: (N,), position 1."""
+        raise NotImplementedError(f"{self.name} reads no soft tokens: take an objective with a score-function gradient")
 
     def marginal(self, ctx: BlockContext) -> Tensor:
         """(N, K, V): log q(x_k | h), every other position summed out."""

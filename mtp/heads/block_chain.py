@@ -7,7 +7,7 @@ sees the trunk state and every token x_1..x_{k−1} of its block. E is the trunk
 import torch
 from torch import Tensor, nn
 
-from mtp.heads.readout import ReadoutHead
+from mtp.heads.readout import ReadoutHead, embed
 
 
 class BlockChain(ReadoutHead):
@@ -55,7 +55,7 @@ class BlockChain(ReadoutHead):
     def _advance(self, ctx, base, x, state):
         """The next M slots: base (N, M, d), x (N, M) → corrections (N, M, ρ), state."""
         position, caches = state
-        tokens = self.token_norm(nn.functional.embedding(x, ctx.embedding))
+        tokens = self.token_norm(embed(x, ctx.embedding))
         z = self.from_token(tokens) + self.from_hidden(base) + self.position[position : position + x.shape[1]]
         next_caches = []
         for layer, cache in zip(self.layers, caches, strict=True):

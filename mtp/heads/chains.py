@@ -10,7 +10,7 @@ teacher-forced, and sampling takes K tiny steps.
 import torch
 from torch import nn
 
-from mtp.heads.readout import ReadoutHead
+from mtp.heads.readout import ReadoutHead, embed
 
 
 class FirstOrderChain(ReadoutHead):
@@ -27,7 +27,7 @@ class FirstOrderChain(ReadoutHead):
         return self.token(x)
 
     def step(self, ctx, base_k, state, token):
-        return self.token(token), None
+        return embed(token, self.token.weight), None
 
 
 class RecurrentChain(ReadoutHead):
@@ -64,7 +64,7 @@ class RecurrentChain(ReadoutHead):
         return torch.zeros(len(base), self.state_size, dtype=base.dtype, device=base.device)
 
     def step(self, ctx, base_k, state, token):
-        return self._update(self.from_hidden(base_k) + self.from_token(self.token(token)), state)
+        return self._update(self.from_hidden(base_k) + self.from_token(embed(token, self.token.weight)), state)
 
     def _update(self, inputs, state):
         gate, candidate, output = (inputs + self.from_state(state)).split(self.sizes, -1)
@@ -101,5 +101,5 @@ class GRUChain(ReadoutHead):
         return correction[:, 0], state
 
     def _advance(self, ctx, base, x, state):
-        told, state = self.memory(self.token_norm(nn.functional.embedding(x, ctx.embedding)), state)
+        told, state = self.memory(self.token_norm(embed(x, ctx.embedding)), state)
         return nn.functional.silu(self.mix(torch.cat([base, told], -1))), state

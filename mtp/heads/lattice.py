@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowmap.rng import Rng
 from mtp.decoding.warp import Warp, inverse_cdf
-from mtp.heads.base import BlockContext, BlockNLL, Draft, block_nll, first_token, row_weights
+from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.heads.readout import ReadoutHead
 from mtp.losses import lattice_nll
 from mtp.losses.lattice_nll import Lattice, Rows
@@ -28,6 +28,7 @@ from mtp.losses.linear_nll import row_nll
 
 class LatticeChain(ReadoutHead):
     name = "lattice-chain"
+    relaxed = JointHead.relaxed  # the escape's law is none of a weighted sum of tokens
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ all positions, computed once per block; what is left for each drawn token is a_k
 readout.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ class ReadoutHead(JointHead):
         return None
 
     def step(self, ctx: BlockContext, base_k: Tensor, state: Any, token: Tensor) -> tuple[Tensor | None, Any]:
-        """The same, one position at a time: base_k (N, d) and token x_{k−1} (N,) → a_k (N, ρ), next state."""
+        """The same, one position at a time: base_k (N, d) and token x_{k−1}, (N,) or soft (N, V) → a_k (N, ρ), next
+        state."""
         return None, None
 
     def nll(self, ctx, targets, mask, weights=None, rng=None) -> BlockNLL:
@@ -86,34 +88,57 @@ class ReadoutHead(JointHead):
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None, until=None) -> Draft:
         size = self.size(block_size)
         uniform = self.uniforms(ctx, rng, noise, size)
+        logits: list[Tensor] = []
+        tokens: list[Tensor] = []
+        log_q: list[Tensor] = []
+
+        def choose(k: int, logits_k: Tensor) -> Tensor | None:
+            token, log_q_k = first_token(logits_k, warp, uniform[:, k], None if k else first)
+            logits.append(logits_k)
+            tokens.append(token)
+            log_q.append(log_q_k)
+            ended = k > 0 and until is not None and until(drawn())
+            return None if ended else token
+
+        def drawn() -> Draft:
+            return Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp)
+
+        self._walk(ctx, size, choose)
+        return drawn()
+
+    def relaxed(self, ctx, choose, first, block_size=None) -> Tensor:
+        drawn = [nn.functional.one_hot(first, self.vocab_size).to(ctx.embedding.dtype)]
+
+        def pick(k: int, logits_k: Tensor) -> Tensor:
+            if k > 0:
+                drawn.append(choose(k, logits_k.float().log_softmax(-1)))
+            return drawn[-1]
+
+        self._walk(ctx, self.size(block_size), pick)
+        return torch.stack(drawn, 1)
+
+    def _walk(self, ctx: BlockContext, size: int, choose: Callable[[int, Tensor], Tensor | None]) -> None:
+        """choose: position k from 0 and its logits (N, V) → the token that later positions are told, (N,) or soft; None
+        ends the walk."""
         base = self.projection(ctx.hidden, size - 1)
         # one product for all positions: W, the largest thing a small batch reads, is read once
         stacked = torch.cat([ctx.hidden[:, None], base], 1).transpose(0, 1)
         base_logits = nn.functional.linear(stacked, ctx.unembedding, ctx.bias)
         state = self.start(ctx, base)
-        logits: list[Tensor] = []
-        tokens: list[Tensor] = []
-        log_q: list[Tensor] = []
-        for k in range(size):
+        token = choose(0, base_logits[0])
+        for k in range(1, size):
+            if token is None:
+                return
             logits_k = base_logits[k]
-            if k > 0:
-                correction, state = self.step(ctx, base[:, k - 1], state, tokens[-1])
-                if correction is not None:
-                    logits_k = torch.addmm(logits_k, correction, self.readout.T)
-            if k == 0:
-                token, log_q_k = first_token(logits_k, warp, uniform[:, 0], first)
-            else:
-                token, log_q_k = warp.draw(logits_k, uniform[:, k])
-            logits.append(logits_k)
-            tokens.append(token)
-            log_q.append(log_q_k)
-            if (
-                until is not None
-                and k > 0
-                and until(Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp))
-            ):
-                break
-        return Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp)
+            correction, state = self.step(ctx, base[:, k - 1], state, token)
+            if correction is not None:
+                logits_k = torch.addmm(logits_k, correction, self.readout.T)
+            token = choose(k, logits_k)
+
+
+def embed(x: Tensor, table: Tensor) -> Tensor:
+    """Rows of a table (V, e): x tokens (...), or soft ones (..., V), weights over the rows → (..., e)."""
+    return x.to(table.dtype) @ table if x.is_floating_point() else nn.functional.embedding(x, table)
 
 
 def _summed(

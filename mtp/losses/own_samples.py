@@ -20,6 +20,7 @@ from flowmap.rng import Rng
 from mtp.decoding.speculative import check_window
 from mtp.decoding.warp import Warp
 from mtp.heads.base import BlockContext, JointHead
+from mtp.losses.rollout import states_after
 
 
 def choose(anchors: Tensor, share: float, block_size: int, rng: Rng) -> Tensor:
@@ -38,32 +39,16 @@ def draw(head: JointHead, ctx: BlockContext, first: Tensor, ends: Tensor, rng: R
 
 
 @torch.no_grad()
-def states_after(model: Any, cache: Any, anchors: Tensor, tokens: Tensor) -> Tensor:
+def own_states(model: Any, cache: Any, anchors: Tensor, tokens: Tensor) -> Tensor:
     """The trunk's states at tokens (N, M), which follow the anchors (batch, length), N in all; (N, M, d). cache: the
     window's keys and values, which is written to."""
     batch, length = anchors.shape
     check_window(model.trunk.config, length + 1)  # a cache of short-sighted layers keeps one key less than they see
     row, place = torch.nonzero(anchors, as_tuple=True)
-    slot, count = anchors.long().cumsum(1)[anchors] - 1, tokens.shape[1]
-    slots = int(anchors.sum(1).max())
-    ids = tokens.new_zeros(batch, slots, count)
-    after = tokens.new_zeros(batch, slots)  # rows of fewer blocks read a few tokens that nobody asks for
-    ids[row, slot], after[row, slot] = tokens, place
-    step = torch.arange(count, device=tokens.device)
-    positions = after[..., None] + 1 + step
-    window = torch.arange(length, device=tokens.device) <= after[..., None]
-    # (slots, M, slots, M): of its own block, itself and what is before
-    block = (
-        torch.eye(slots, dtype=torch.bool, device=tokens.device)[:, None, :, None] & (step[:, None] >= step)[:, None]
-    )
-    seen = torch.cat(
-        [
-            window[:, :, None].expand(-1, -1, count, -1).flatten(1, 2),
-            block.flatten(2, 3).flatten(0, 1).expand(batch, -1, -1),
-        ],
-        -1,
-    )
-    dtype = next(model.parameters()).dtype
-    mask = torch.zeros(seen.shape, dtype=dtype, device=tokens.device).masked_fill(~seen, torch.finfo(dtype).min)
-    states, _ = model.states(ids.flatten(1), mask[:, None], positions.flatten(1), cache, True)
-    return states.unflatten(1, (slots, count))[row, slot]
+    slot = anchors.long().cumsum(1)[anchors] - 1
+    # rows of fewer anchors read a few tokens that nobody asks for
+    blocks = tokens.new_zeros(batch, int(anchors.sum(1).max()), tokens.shape[1])
+    places = tokens.new_zeros(blocks.shape[:2])
+    blocks[row, slot], places[row, slot] = tokens, place
+    states = states_after(model, cache, length, places, blocks.flatten(0, 1)[:, None])
+    return states.view(*blocks.shape, -1)[row, slot]

@@ -89,6 +89,9 @@ class Oracle(nn.Module):
     def context(self, hidden):
         return BlockContext(hidden, self.table, self.table)
 
+    def anchored(self, hidden, tokens, anchors):
+        return self.context(hidden[anchors])
+
     def log_prob(self, ctx, x):
         made = torch.zeros(x.shape)
         for n, (state, block) in enumerate(zip(ctx.hidden[:, V:].long().tolist(), x.tolist(), strict=True)):

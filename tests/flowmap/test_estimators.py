@@ -161,7 +161,7 @@ def test_exact_is_the_derivative_of_the_sum_over_outcomes():
 def expected(estimator, logits, f, monkeypatch):
     """The estimator's mean over all draws D: each outcome taken once, f weighted by the outcome's probability."""
     D, probability = next(outcomes(logits, limit=100, chunk=100))
-    monkeypatch.setattr(relaxed, "draw", lambda rng, log_pi, num: D)
+    monkeypatch.setattr(relaxed, "draw", lambda rng, log_pi, num, at: D)
     return estimator.estimate(logits, lambda x: len(D) * probability * f(x), len(D), Rng(0)).gradient
 
 

@@ -1,0 +1,69 @@
+"""CPU time of a training step: what arms are given alike when they are compared at equal training time."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from eval.records import record, write_records
+from flowmap.rng import Rng
+from training.config import RunConfig
+from training.loop import SliceLoss
+from training.task import Task
+
+Build = Callable[[RunConfig, Accelerator], Task]
+
+
+def measure_costs(
+    configs: Mapping[str, RunConfig], build: Build, on: str, file: Path, command: list[str], rounds: int = 15
+) -> None:
+    """One thread, optimizer included: medians over rounds in which all take turns."""
+    torch.set_num_threads(1)
+    steps = {name: one_step(config, build) for name, config in configs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for n in tqdm(range(rounds + 2), desc=f"{on}, training steps"):
+        for name, run in steps.items():
+            start = time.process_time()
+            run()
+            if n > 1:
+                seconds[name].append(time.process_time() - start)
+    records: list[dict[str, Any]] = [
+        record(
+            "latency", float(np.median(times)), on=on, subject=name, kind="estimate", n=rounds,
+            unit="s of CPU time, one training step on one thread",
+        )
+        for name, times in seconds.items()
+    ]  # fmt: skip
+    write_records(file, command, records)
+    for r in records:
+        print(f"{r['subject']}: {r['value'] * 1e3:.1f} ms")
+
+
+def one_step(config: RunConfig, build: Build) -> Callable[[], object]:
+    task = build(config, Accelerator(cpu=True))
+    precision = "bfloat16" if config.training.precision == "auto" else config.training.precision
+    module = SliceLoss(task.model, task.objective, precision)
+    samples = torch.arange(config.training.batch_size)
+    batch, rng = task.train.batch(0, samples), Rng(0, samples)
+    module.teach(task.model)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
+
+    def run() -> None:
+        module(batch, rng, 1000).sum.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def seconds_of_a_step(file: Path, command: str) -> dict[str, float]:
+    """command: what measures them."""
+    if not file.exists():
+        raise SystemExit(f"{file} is missing: {command}")
+    return {r["subject"]: r["value"] for r in json.loads(file.read_text())["results"]}
