@@ -160,6 +160,11 @@ class JointHead(nn.Module):
             raise ValueError(f"block_size {asked} must lie between 1 and the {self.block_size} this head was built for")
         return asked or self.block_size
 
+    def past_of(self, ctx: BlockContext) -> "Past":
+        if ctx.past is None or len(ctx.past.row) != len(ctx.hidden):
+            raise ValueError(f"{self.name} reads the text before every anchor: give the context its past")
+        return ctx.past
+
     def uniforms(self, ctx: BlockContext, rng: Rng | None, noise: Tensor | None, size: int) -> Tensor:
         if noise is not None:
             return noise

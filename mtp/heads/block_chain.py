@@ -4,6 +4,9 @@ Slot j holds [f_{j+1}(h); E x_j] and attends to slots 1..j; its state gives a_{j
 sees the trunk state and every token x_1..x_{k−1} of its block. E is the trunk's own embedding.
 """
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,13 +43,21 @@ class BlockChain(ReadoutHead):
         self.position = nn.Parameter(torch.randn(block_size - 1, width) * 0.02)
         self.layers = nn.ModuleList(Block(width, num_heads) for _ in range(num_layers))
         self.out = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, rank))
+        self.complete(hidden_size, embedding_size or hidden_size, width, num_heads, num_layers)
+
+    def complete(self, hidden_size: int, embedding_size: int, width: int, num_heads: int, num_layers: int) -> None:
+        """What a family built on this one has besides."""
 
     def corrections(self, ctx, base, x):
         state = self.start(ctx, base)
         return self._advance(ctx, base, x, state)[0]
 
     def start(self, ctx, base):
-        return 0, [None] * len(self.layers)
+        return Slots(0, [None] * len(self.layers))
+
+    def read(self, n: int, z: Tensor, state: "Slots") -> Tensor:
+        """Before layer n: what slots look at besides each other, nothing here. z: (N, M, width)."""
+        return z
 
     def step(self, ctx, base_k, state, token):
         correction, state = self._advance(ctx, base_k[:, None], token[:, None], state)
@@ -54,14 +65,23 @@ class BlockChain(ReadoutHead):
 
     def _advance(self, ctx, base, x, state):
         """The next M slots: base (N, M, d), x (N, M) → corrections (N, M, ρ), state."""
-        position, caches = state
+        past = state.position
         tokens = self.token_norm(embed(x, ctx.embedding))
-        z = self.from_token(tokens) + self.from_hidden(base) + self.position[position : position + x.shape[1]]
-        next_caches = []
-        for layer, cache in zip(self.layers, caches, strict=True):
-            z, cache = layer(z, cache)
-            next_caches.append(cache)
-        return self.out(z), (position + x.shape[1], next_caches)
+        z = self.from_token(tokens) + self.from_hidden(base) + self.position[past : past + x.shape[1]]
+        caches = []
+        for n, (layer, cache) in enumerate(zip(self.layers, state.caches, strict=True)):
+            z, cache = layer(self.read(n, z, state), cache)
+            caches.append(cache)
+        return self.out(z), replace(state, position=past + x.shape[1], caches=caches)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """position: slots so far; caches: of each layer their keys and values; text: what more there is to look at."""
+
+    position: int
+    caches: list[tuple[Tensor, Tensor] | None]
+    text: Any = None
 
 
 class Block(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.heads.past import Past
+from mtp.heads.rotary import rotary
 from mtp.losses.linear_nll import row_nll, weighted_nll
 
 
@@ -114,8 +115,7 @@ class SequentialHead(JointHead):
         hidden, tokens, places, mask, at = self._recent(past)
         for k, layer in enumerate(self.layers[: size - 1], 1):
             tokens = torch.cat([tokens[:, 1:], tokens[:, -1:]], 1).scatter(1, at[:, None], drawn[-1][:, None])
-            rotary = self._rotary(hidden, places)
-            hidden = layer(self._embed(ctx, tokens), hidden, rotary, mask, past.cache)
+            hidden = layer(self._embed(ctx, tokens), hidden, self._rotary(hidden, places), mask, past.cache)
             state = hidden.gather(1, at[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
             logits.append(nn.functional.linear(state, ctx.unembedding, ctx.bias))
             token, told = warp.draw(logits[-1], uniform[:, k])
@@ -134,20 +134,11 @@ class SequentialHead(JointHead):
         hidden = past.hidden.gather(1, places[..., None].expand(-1, -1, past.hidden.shape[-1]))
         return hidden, past.tokens.gather(1, places), places, mask, past.place - places[:, 0]
 
-    def _rotary(self, hidden: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (…, C, head size), made anew: a table kept beside the weights is not filled when they load."""
-        size = self.head_size
-        speed = self.rope_theta ** (-torch.arange(0, size, 2, device=places.device) / size)
-        angle = (places[..., None] * speed).repeat(1, 1, 2)
-        return angle.cos().to(hidden.dtype), angle.sin().to(hidden.dtype)
+    def _rotary(self, hidden: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.to(hidden.dtype) for part in rotary(places, self.head_size, self.rope_theta))
 
     def _embed(self, ctx: BlockContext, tokens: Tensor) -> Tensor:
         return nn.functional.embedding(tokens, ctx.embedding)
-
-    def past_of(self, ctx: BlockContext) -> Past:
-        if ctx.past is None or len(ctx.past.row) != len(ctx.hidden):
-            raise ValueError(f"{self.name} reads the text before every anchor: give the context its past")
-        return ctx.past
 
 
 class Module(nn.Module):

@@ -1,4 +1,4 @@
-"""Sequential modules: the text's own pass, a pass for one anchor, and the cached passes of decoding agree."""
+"""Heads that read the text: its own pass, a pass for one anchor, and the cached passes of decoding agree."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from mtp.batch import TokenBatch
 from mtp.decoding.direct import decode
 from mtp.decoding.speculative import decode_verified
 from mtp.decoding.warp import Warp
+from mtp.heads import NAMES, family
 from mtp.heads.past import Past
 from mtp.model import MTPForCausalLM
 from mtp.objective import JointCrossEntropy
@@ -16,14 +17,14 @@ from mtp.objective import JointCrossEntropy
 V, K = 11, 4
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=[name for name in NAMES if family(name).needs_past])
+def model(request):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    made = MTPForCausalLM.from_trunk(LlamaForCausalLM(config), "sequential", K, num_heads=2).double().eval()
+    made = MTPForCausalLM.from_trunk(LlamaForCausalLM(config), request.param, K, num_heads=2).double().eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.25)
     return made

@@ -1,0 +1,19 @@
+"""Rotary position embeddings (2104.09864), made anew at each call: a table kept beside the weights is not filled when
+they are loaded."""
+
+import torch
+from torch import Tensor
+
+
+def rotary(places: Tensor, size: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """places: (…,) → cosines and sines (…, size), each half alike, as Llama has them."""
+    speed = theta ** (-torch.arange(0, size, 2, device=places.device) / size)
+    angle = torch.cat([places[..., None] * speed] * 2, -1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, places: Tensor) -> Tensor:
+    """x: (…, heads, size), at places (…,)."""
+    cos, sin = (part[..., None, :].to(x.dtype) for part in rotary(places, x.shape[-1]))
+    low, high = x.chunk(2, -1)
+    return x * cos + torch.cat([-high, low], -1) * sin
