@@ -28,10 +28,11 @@ class BlockChain(ReadoutHead):
         num_heads: int | None = None,
         rank: int = 256,
         projection_width: int | None = None,
+        tied: bool = False,
     ) -> None:
         """width: of the small blocks, default hidden_size; rank: ρ of the correction; embedding_size:
-        width of the trunk's embedding, default hidden_size."""
-        super().__init__(hidden_size, vocab_size, block_size, projection_width=projection_width, rank=rank)
+        width of the trunk's embedding, default hidden_size; tied: see ReadoutHead."""
+        super().__init__(hidden_size, vocab_size, block_size, projection_width=projection_width, rank=rank, tied=tied)
         width = width or hidden_size
         if num_heads is None:
             num_heads = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)

@@ -30,15 +30,19 @@ class ReadoutHead(JointHead):
         *,
         projection_width: int | None = None,
         rank: int = 0,
+        tied: bool = False,
     ) -> None:
-        """projection_width: inner width of f_k, default 2·hidden_size. rank: ρ, 0 for no correction."""
+        """projection_width: inner width of f_k, default 2·hidden_size. rank: ρ, 0 for no correction. tied: W₂ᵀ = W P with
+        P (d, ρ) learned, so that corrections speak of words as the trunk does, instead of a table of their own."""
         super().__init__(hidden_size, vocab_size, block_size)
         self.projection: nn.Module = PositionProjection(
             hidden_size, block_size - 1, projection_width or 2 * hidden_size
         )
+        self.tied = tied
         if rank:
             # zero at the start, so that every chain begins as the independent head
-            self.readout = nn.Parameter(torch.zeros(vocab_size, rank))
+            self.readout = nn.Parameter(torch.zeros(hidden_size if tied else vocab_size, rank))
+            self._table: tuple[Any, Tensor] | None = None
 
     def corrections(self, ctx: BlockContext, base: Tensor, x: Tensor) -> Tensor | None:
         """All positions at once: base (N, M, d) of positions 2..M+1 and x = x_1..x_M (N, M)
@@ -83,6 +87,8 @@ class ReadoutHead(JointHead):
         correction = self.corrections(ctx, base, x)
         if correction is None:
             return [base], [ctx.unembedding]
+        if self.tied:
+            return [base + nn.functional.linear(correction, self.readout)], [ctx.unembedding]
         return [base, correction], [ctx.unembedding, self.readout]
 
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None, until=None) -> Draft:
@@ -117,6 +123,17 @@ class ReadoutHead(JointHead):
         self._walk(ctx, self.size(block_size), pick)
         return torch.stack(drawn, 1)
 
+    def table(self, ctx: BlockContext) -> Tensor | None:
+        """W₂ᵀ, (V, ρ). A tied one is multiplied out once and kept, until a weight changes."""
+        if not hasattr(self, "readout") or not self.tied:
+            return getattr(self, "readout", None)
+        if torch.is_grad_enabled():
+            return ctx.unembedding @ self.readout
+        made_of = [(id(part), part._version) for part in (ctx.unembedding, self.readout)]
+        if self._table is None or self._table[0] != made_of:
+            self._table = (made_of, ctx.unembedding @ self.readout)
+        return self._table[1]
+
     def _walk(self, ctx: BlockContext, size: int, choose: Callable[[int, Tensor], Tensor | None]) -> None:
         """choose: position k from 0 and its logits (N, V) → the token that later positions are told, (N,) or soft; None
         ends the walk."""
@@ -124,15 +141,15 @@ class ReadoutHead(JointHead):
         # one product for all positions: W, the largest thing a small batch reads, is read once
         stacked = torch.cat([ctx.hidden[:, None], base], 1).transpose(0, 1)
         base_logits = nn.functional.linear(stacked, ctx.unembedding, ctx.bias)
-        state = self.start(ctx, base)
+        state, table = self.start(ctx, base), self.table(ctx)
         token = choose(0, base_logits[0])
         for k in range(1, size):
             if token is None:
                 return
             logits_k = base_logits[k]
             correction, state = self.step(ctx, base[:, k - 1], state, token)
-            if correction is not None:
-                logits_k = torch.addmm(logits_k, correction, self.readout.T)
+            if correction is not None and table is not None:
+                logits_k = torch.addmm(logits_k, correction, table.T)
             token = choose(k, logits_k)
 
 
