@@ -1,0 +1,225 @@
+"""The options of the commands that measure a trained run, and the call behind each.
+
+Nothing heavy is imported before a command's options are read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from training.cli import numbers, parse
+
+HEADS = ("independent", "first-order-chain", "recurrent-chain", "block-chain")
+"""On reference trunks, where nothing else is asked for."""
+
+
+def probe(argv: list[str]) -> None:
+    """Joint validity of what runs emit at once."""
+    import tyro
+
+    @dataclass
+    class Probe:
+        """Draw from each run by direct decoding and compare with the suite's exact law."""
+
+        runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
+        """run directories, checkpoints or model folders"""
+        suite: str
+        """poker, poker-frequency, pairs-64, skip-64, dates, brackets-8, sums-2, sudoku4, or a cases.jsonl file"""
+        json: Path | None = None
+        """write the records here"""
+        report: Path | None = None
+        """write a page with heat maps here"""
+        picture: Path | None = None
+        """write the heat map alone here, as SVG"""
+        num: int = 20_000
+        """samples in all, shared evenly among the prompts"""
+        batch: int = 1024
+        """samples decoded at once"""
+        block: int | None = None
+        """tokens per trunk pass, default the head's own K"""
+        temperature: float = 1.0
+        top_p: float = 1.0
+        seed: int = 0
+        """of the draws"""
+
+    args = parse(Probe, argv, "leaplm probe")
+    if not args.runs:
+        raise ValueError("probe needs at least one run: leaplm probe RUN --suite NAME")
+    from eval.validity.command import run
+
+    run(args, ["leaplm", "probe", *argv])
+
+
+def perplexity(argv: list[str]) -> None:
+    """Likelihood of held-out text."""
+    import tyro
+
+    @dataclass
+    class Perplexity:
+        """Exact likelihood of held-out text: the trunk's own chain; the joint head's block, position by position
+        and in mean, beside the trunk on the same targets; the text cut into consecutive blocks and scored by
+        the head alone (direct). With an independent head among the runs, the share of its gap to the trunk
+        that each other head closes."""
+
+        runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
+        """run directories, checkpoints or model folders"""
+        data: str | None = None
+        """stdlib, a local text or JSONL file or folder, or a Hub set; default what the run was trained on"""
+        text_column: str = "text"
+        """with --data: the column that holds the text"""
+        split: Literal["validation", "test"] = "validation"
+        """the held-out part"""
+        length: int | None = None
+        """tokens of context at most, default the run's own"""
+        blocks: tuple[int, ...] | None = None
+        """block sizes to score, default those of 2, 4, 8, 16 that the head reaches"""
+        json: Path | None = None
+        """write the records here"""
+
+    args = parse(Perplexity, argv, "leaplm perplexity")
+    if not args.runs:
+        raise ValueError("perplexity needs at least one run: leaplm perplexity RUN")
+    if args.length is not None and args.length < 2:
+        raise ValueError(f"--length {args.length} must be 2 at least")
+    from eval.perplexity import run
+
+    run(args, ["leaplm", "perplexity", *argv])
+
+
+def speed(argv: list[str]) -> None:
+    """Decoding and training speed."""
+    import tyro
+
+    @dataclass
+    class Speed:
+        """Decoding speed of the trunk in our loop, of transformers' own loop, of prompt lookup and of joint heads,
+        on the same weights and interleaved: medians of per-round ratios with their bootstrap 95% interval. Keep
+        the machine idle; an interval wider than ±10% says so."""
+
+        runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RUN …]")] = ()
+        """run directories, checkpoints or model folders, each against its own trunk"""
+        reference: tuple[Literal["S", "M", "L"], ...] = ()
+        """reference trunks with random weights: S 4×256, M 12×768, L the shape of Qwen3-0.6B"""
+        heads: tuple[str, ...] = HEADS
+        """of the reference trunks"""
+        blocks: tuple[int, ...] = (4, 8)
+        """tokens per trunk pass"""
+        rank: int = 128
+        """ρ of the chains on reference trunks"""
+        batch_sizes: Annotated[tuple[int, ...], numbers()] = (1, 8, 32)
+        """sequences decoded at once"""
+        prompt: int = 128
+        """tokens of the prompt"""
+        new: int = 64
+        """tokens written beyond the first block"""
+        temperature: float = 1.0
+        rounds: int = 15
+        """interleaved rounds, after one of warm-up"""
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+        """auto: bfloat16 on GPUs and on CPUs with AMX or AVX512-BF16"""
+        threads: int | None = None
+        """CPU threads, default torch's"""
+        compile: bool = False
+        """also with the trunk's pass compiled"""
+        verify: tuple[Literal["token", "block", "gumbel", "inverse-cdf"], ...] = ()
+        """also decode with the trunk judging each head's draft, by these rules"""
+        acceptance: Path | None = None
+        """with --verify: JSON of leaplm accept, whose accepted tokens are replayed where the weights are random"""
+        train: bool = False
+        """the training step instead: trunk alone, trunk and head at every position and at a quarter of them"""
+        json: Path | None = None
+        """write the records here"""
+
+    args = parse(Speed, argv, "leaplm speed")
+    if not args.runs and not args.reference:
+        raise ValueError("speed needs a run or a reference trunk: leaplm speed RUN, or leaplm speed --reference M")
+    for name in ("blocks", "batch_sizes"):
+        if not getattr(args, name) or min(getattr(args, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be numbers of 1 or above")
+    if min(args.prompt, args.new, args.rounds, args.rank, args.threads or 1) < 1:
+        raise ValueError("--prompt, --new, --rounds, --rank and --threads must be 1 or above")
+    if args.verify and args.reference and not args.acceptance:
+        raise ValueError(
+            "random weights draft nothing: with --reference --verify give --acceptance FILE of leaplm accept"
+        )
+    if any(args.new % block for block in args.blocks):
+        raise ValueError(f"--new {args.new} must be a multiple of every block of --blocks")
+    from eval.speed.command import run
+
+    run(args, ["leaplm", "speed", *argv])
+
+
+def accept(argv: list[str]) -> None:
+    """How many tokens of a draft the trunk lets stand."""
+    import tyro
+
+    @dataclass
+    class Accept:
+        """Verified decoding on held-out prompts, or a suite's own: tokens that a pass of the trunk commits, and the
+        share of drafts that stand position by position, for each rule and temperature. With --calibrate, an estimate
+        of a token's chance to stand from the head's own law: how well calibrated it is, and kept with the run."""
+
+        runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
+        """run directories, checkpoints or model folders"""
+        verify: tuple[Literal["token", "block", "gumbel", "inverse-cdf", "jacobi"], ...] = ("token", "block")
+        """rules: token and block leave the law as it is, gumbel, inverse-cdf and jacobi the very text that the trunk
+        writes with the same noise"""
+        temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
+        top_p: float = 1.0
+        blocks: tuple[int, ...] | None = None
+        """tokens a pass judges, default the head's own K"""
+        calibrate: bool = False
+        """fit the estimate at training prompts, for each temperature, and score it on held-out ones"""
+        threshold: tuple[float, ...] = ()
+        """also end each draft where its estimated chance to stand falls below these; lossless all the same"""
+        num: int = 128
+        """prompts"""
+        prompt_tokens: int = 32
+        """tokens of the held-out text that make a prompt"""
+        new: int = 64
+        """tokens to write"""
+        batch: int = 64
+        """prompts decoded at once"""
+        seed: int = 0
+        """of the draws"""
+        json: Path | None = None
+        """write the records here"""
+
+    args = parse(Accept, argv, "leaplm accept")
+    if not args.runs:
+        raise ValueError("accept needs at least one run: leaplm accept RUN")
+    if min(args.num, args.new, args.prompt_tokens, args.batch) < 1 or not args.temperatures or not args.verify:
+        raise ValueError(
+            "--num, --new, --prompt-tokens, --batch must be 1 or above, --temperatures, --verify not empty"
+        )
+    if not all(0 < t <= 1 for t in args.threshold):
+        raise ValueError("--threshold takes chances above 0, up to 1")
+    if "jacobi" in args.verify and (args.calibrate or args.threshold):
+        raise ValueError("--calibrate and --threshold are about a head's draft: leave --verify jacobi out")
+    from eval.acceptance import run
+
+    run(args, ["leaplm", "accept", *argv])
+
+
+def quality(argv: list[str]) -> None:
+    """What samples are worth without a verifier."""
+    import tyro
+
+    @dataclass
+    class Quality:
+        """Score files of samples: NLL under a judge (a larger model trained on the same text), unigram entropy,
+        distinct n-grams and repetition, beside the real text that followed the same prompts."""
+
+        samples: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE [FILE …]")]
+        """written by leaplm sample --out"""
+        judge: str | None = None
+        """a run to judge by, such as the preset stdlib-judge; none: no judge NLL, and words instead of tokens"""
+        json: Path | None = None
+        """write the records here"""
+
+    args = parse(Quality, argv, "leaplm quality")
+    if not args.samples:
+        raise ValueError("quality needs at least one file: leaplm quality samples.jsonl --judge RUN")
+    from eval.sample_command import score
+
+    score(args, ["leaplm", "quality", *argv])
