@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowmap.attention import as_forwards
 from mtp.heads.base import BlockContext, JointHead
 from mtp.losses.linear_nll import CHUNK_LOGITS
 
@@ -38,7 +39,7 @@ def divergence(
     rows = torch.arange(len(targets), device=targets.device)
     parts: Any = zip(*(x.split(size) for x in (rows, targets, teacher, weights)), strict=True)
     if torch.is_grad_enabled():
-        made = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
+        made = [checkpoint(piece, *part, use_reentrant=False, context_fn=as_forwards) for part in parts]
     else:
         made = [piece(*part) for part in parts]
     return torch.stack([loss for loss, _ in made]).sum(), torch.cat([overlap for _, overlap in made])

@@ -1,5 +1,7 @@
 """Sequential modules: the text's own pass, a pass for one anchor, and the cached passes of decoding agree."""
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -137,3 +139,22 @@ def test_the_training_loss_is_the_mean_over_anchors_alone(model):
 def test_without_its_past_the_head_says_what_it_lacks(model):
     with pytest.raises(ValueError, match="text before"):
         model.head.log_prob(model.context(torch.zeros(1, 32, dtype=torch.double)), torch.zeros(1, K, dtype=torch.long))
+
+
+@pytest.mark.parametrize("options", [{"distill": "hybrid"}, {"own_samples": 0.7}])
+def test_a_law_made_again_backwards_is_made_by_the_same_attention(model, options):
+    """As the training loop has it in bf16 on a CPU: short attention forwards, and the backward pass outside of it."""
+    from flowmap.attention import ShortAttention
+
+    single, gradients = copy.deepcopy(model).float(), []
+    tokens = torch.randint(V, (2, 12 + K), generator=torch.Generator().manual_seed(5))
+    batch = TokenBatch(tokens, torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool), 12)
+    single.trunk.requires_grad_(False)
+    for fast in (False, True):
+        single.zero_grad()
+        objective = JointCrossEntropy(frozen_trunk=True, **options).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast), ShortAttention():
+            loss = objective(single, batch, rng=Rng(0, torch.arange(2)), step=0)
+        loss.sum.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in single.head.parameters()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.95
