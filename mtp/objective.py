@@ -17,6 +17,7 @@ from torch import Tensor
 from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from mtp.batch import TokenBatch
+from mtp.decoding.rows import check_window
 from mtp.heads.base import BlockContext
 from mtp.losses import on_policy as drawn
 from mtp.losses.balance import balance
@@ -181,6 +182,7 @@ class JointCrossEntropy(Objective):
         picked = Anchors.pick(window.anchors & fits, max(1, round(self.anchor_fraction * length)), window.rng)
         ctx, rng = model.context(picked.of(window.hidden)), picked.rng(window.rng, length)
         if drawn.asks_trunk(kind):
+            check_window(model.trunk.config, length + window.modelled)
 
             def read(blocks: Tensor) -> Tensor:
                 return states_after(model, window.cache, length, picked.place, blocks)
