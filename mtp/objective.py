@@ -151,11 +151,14 @@ class JointCrossEntropy(Objective):
         return block.loss, metrics | {"head_nll": (block.sum.sum(), block.count.sum())}
 
     def _balance(self, window: Window) -> tuple[Tensor, Metrics]:
-        """For every anchor, beside the mean over its positions, by whose number the head's loss is divided."""
+        """For every anchor, beside the mean over its positions, by whose number the head's loss is divided. Of held-out
+        text only how the components are used."""
         prior = window.model.head.log_prior(window.context(), window.blocks()[0][:, 0])
         used = balance(prior, torch.nonzero(window.anchors)[:, 0], len(window.anchors))
-        loss = (self.balance or 0.0) * window.modelled * used.loss
-        return loss, {"usage_entropy": (used.entropy, window.anchors.sum().float())}
+        weight = self.balance if self.training else None
+        return (weight or 0.0) * window.modelled * used.loss, {
+            "usage_entropy": (used.entropy, window.anchors.sum().float())
+        }
 
     def _own(self, window: Window) -> tuple[Tensor, Metrics]:
         """The distance from the trunk's law at what the head draws behind these anchors."""
