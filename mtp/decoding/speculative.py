@@ -74,6 +74,8 @@ def decode_verified(
     row; the law that is kept to is then the processed one, and the warp the draft's alone. listen: hears what is committed. replay: (batch, n)
     drafted tokens to keep, pass by pass and over again, whatever the rule says: for timing alone.
     """
+    if confidence is None and (threshold or drawn):
+        raise ValueError("threshold and drawn end drafts by an estimate of what stands: give confidence too")
     size = _checked_size(model, verify, block_size, max_new_tokens, confidence, drawn)
     device = next(model.parameters()).device
     ids, start = left_aligned(input_ids, attention_mask, device)
