@@ -116,10 +116,16 @@ def load_confidence(folder: Path, warp: Warp) -> Confidence:
             f"{folder} has no acceptance estimate for temperature {warp.temperature:g} and top-p {warp.top_p:g}: "
             f"fit one with leaplm accept RUN --calibrate --temperatures {warp.temperature:g} --top-p {warp.top_p:g}"
         )
-    held: dict[str, Any] = json.loads(file.read_text())
-    if tuple(held["features"]) != FEATURES:
-        raise ValueError(f"{file} was fitted on other features: fit it again with leaplm accept RUN --calibrate")
-    before, after = (
-        Estimate(**{name: torch.tensor(values) for name, values in held[part].items()}) for part in ("before", "after")
-    )
+    again = "fit it again with leaplm accept RUN --calibrate"
+    try:
+        held: dict[str, Any] = json.loads(file.read_text())
+        known = tuple(held["features"]) == FEATURES
+        before, after = (
+            Estimate(**{name: torch.tensor(values) for name, values in held[part].items()})
+            for part in ("before", "after")
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} holds no estimate: {again}") from error
+    if not known:
+        raise ValueError(f"{file} was fitted on other features: {again}")
     return Confidence(before, after, warp)

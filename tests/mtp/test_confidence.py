@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from mtp.decoding.confidence import FEATURES, Confidence, Estimate, features, load_confidence
+from mtp.decoding.confidence import FEATURES, Confidence, Estimate, features, file_name, load_confidence
 from mtp.decoding.direct import decode, pad_left
 from mtp.decoding.speculative import RULES, decode_verified
 from mtp.decoding.warp import Warp
@@ -265,3 +265,10 @@ def test_what_cannot_be_is_refused(trunk):
         decode_verified(model, torch.tensor([[1]]), max_new_tokens=2, verify="jacobi", confidence=confidence(2))
     with pytest.raises(ValueError, match="biased with verify token"):
         decode_verified(model, torch.tensor([[1]]), max_new_tokens=2, confidence=confidence(2), drawn=True)
+
+
+@pytest.mark.parametrize("kept", ["", "{}", "[1]", '{"features": ["entropy"], "after": {}}'])
+def test_a_damaged_estimate_is_one_line(tmp_path, kept):
+    (tmp_path / file_name(Warp())).write_text(kept)
+    with pytest.raises(ValueError, match=r"^[^\n]*fit it again[^\n]*$"):
+        load_confidence(tmp_path, Warp())
