@@ -27,6 +27,7 @@ def divergence(
 ) -> tuple[Tensor, Tensor]:
     """Σ weights · loss, to differentiate, and α of every position, (N, K−1), detached. targets: (N, K), the text.
     teacher: (N, K−1, d), the trunk's states at x_1..x_{K−1}, where it knows x_<k. weights: (N, K−1), 0 to leave out."""
+    ctx = head.ready(ctx, targets)
     size = max(1, CHUNK_LOGITS // (len(ctx.unembedding) * teacher.shape[1]))
 
     def piece(rows: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

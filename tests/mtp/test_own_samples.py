@@ -8,7 +8,7 @@ import torch
 from flowmap.rng import Rng
 from mtp import MTPForCausalLM
 from mtp.batch import TokenBatch
-from mtp.heads.base import Draft
+from mtp.heads.base import Draft, JointHead
 from mtp.losses.distillation import compare
 from mtp.losses.own_samples import choose, own_states
 from mtp.losses.window import Window
@@ -46,14 +46,14 @@ def test_the_trunk_reads_each_block_as_if_it_were_alone(trunk):
             assert torch.allclose(states[n, k], expected, atol=1e-4), (row, place, k)
 
 
-class TrunkAsHead(torch.nn.Module):
+class TrunkAsHead(JointHead):
     """A head that is the trunk itself: it finds its anchor by the state it is given, and reads on from there."""
 
-    needs_past = False
+    name = "trunk"
 
     def __init__(self, model, window, block_size):
-        super().__init__()
-        self.block_size, self._model, self.window = block_size, (model,), window
+        super().__init__(16, 20, block_size)
+        self._model, self.window = (model,), window
 
     def place(self, ctx):
         hidden = self._model[0].states(self.window)[0]

@@ -12,6 +12,7 @@ from mtp.decoding.direct import decode
 from mtp.decoding.speculative import decode_verified
 from mtp.decoding.warp import Warp
 from mtp.heads.past import Past
+from mtp.losses import distillation
 from mtp.model import MTPForCausalLM
 from mtp.objective import JointCrossEntropy
 
@@ -158,3 +159,19 @@ def test_a_law_made_again_backwards_is_made_by_the_same_attention(model, options
         loss.sum.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in single.head.parameters()]))
     assert torch.cosine_similarity(*gradients, dim=0) > 0.95
+
+
+def test_the_modules_pass_a_text_once_however_many_parts_its_anchors_come_in(model, monkeypatch):
+    tokens = torch.randint(V, (2, 12 + K), generator=torch.Generator().manual_seed(6))
+    batch = TokenBatch(tokens, torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool), 12)
+    objective, found, passes = JointCrossEntropy(frozen_trunk=True, distill="hybrid").train(), [], []
+    hooks = [layer.register_forward_hook(lambda *_: passes.append(1)) for layer in model.head.layers]
+    for logits in (2**22, 5 * V * (K - 1)):  # all 24 anchors at once, or 5 at a time
+        monkeypatch.setattr(distillation, "CHUNK_LOGITS", logits)
+        model.zero_grad()
+        objective(model, batch, rng=Rng(0, torch.arange(2)), step=0).sum.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.head.parameters()]))
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(*found) and found[0].norm() > 0
+    assert len(passes) == 2 * (K - 1)  # and none again backwards
