@@ -83,7 +83,8 @@ def _fit(x: Numbers, chance: Numbers, weight: Numbers) -> Estimate:
 
     if not weight[:, 0].any():
         raise ValueError("no drafted token was judged, so that nothing can be fitted: raise --new or --num")
-    slopes, offsets = [], []
+    slopes: list[Numbers] = []
+    offsets: list[float] = []
     for k in range(x.shape[1]):
         if not weight[:, k].any():
             slopes.append(slopes[-1])
