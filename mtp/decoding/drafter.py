@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowmap.rng import Rng
-from mtp.decoding.confidence import Confidence
+from mtp.decoding.confidence import Confidence, Watch
 from mtp.decoding.rules import RULES, agreement
 from mtp.decoding.warp import Warp, inverse_cdf, pick
 from mtp.heads.base import Draft
@@ -28,11 +28,8 @@ class Ending:
     threshold: float
     drawn: bool = False
 
-    def submitted(self, draft: Draft) -> Tensor:
-        return self.confidence.submitted(draft, self.threshold, self.drawn)
-
-    def ended(self, draft: Draft) -> bool:
-        return self.confidence.ended(draft, self.threshold, self.drawn)
+    def watch(self) -> Watch:
+        return Watch(self.confidence, self.threshold, self.drawn)
 
 
 @dataclass(frozen=True)
@@ -94,13 +91,14 @@ class Drafter:
             noise = self._noise(written, self.size)
         else:  # the first token's place is not used
             noise = torch.nn.functional.pad(self.uniform[:, step + 1, : self.size - 1], (1, 0))
-        context, head, ending = self.model.context(hidden, past), self.model.head, self.ending
-        looks = ending is not None and hidden.device.type == "cpu"
-        more = {"until": ending.ended} if ending is not None and looks and head.stops_early else {}
+        context, head = self.model.context(hidden, past), self.model.head
+        watch = None if self.ending is None else self.ending.watch()
+        looks = hidden.device.type == "cpu"
+        more = {"until": watch.ended} if watch is not None and looks and head.stops_early else {}
         draft = head.sample(context, self.warp, noise=noise, block_size=self.size, first=first, **more)
-        if ending is None:
+        if watch is None:
             return Proposal(draft, self.size)
-        submitted = ending.submitted(draft)
+        submitted = watch.submitted(draft)
         return Proposal(draft, 1 + int(submitted.sum(1).max()) if looks else self.size, submitted)
 
     def judge(self, logits: Tensor, proposal: Proposal, written: Tensor, step: int) -> Judged:
