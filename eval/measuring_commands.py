@@ -169,7 +169,8 @@ def accept(argv: list[str]) -> None:
         blocks: tuple[int, ...] | None = None
         """tokens a pass judges, default the head's own K"""
         calibrate: bool = False
-        """fit the estimate at training prompts, for each temperature, and score it on held-out ones"""
+        """fit the estimate at training prompts, for each temperature, and score it on held-out ones (of a suite that holds
+        none out, on other draws)"""
         threshold: tuple[float, ...] = ()
         """also end each draft where its estimated chance to stand falls below these; lossless all the same"""
         num: int = 128
