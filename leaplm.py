@@ -164,18 +164,20 @@ def demo(argv: list[str]) -> None:
     run(args.out, args.fast, ["leaplm", "demo", *argv])
 
 
-def measuring(name: str) -> Callable[[list[str]], None]:
-    """A command of eval/commands.py."""
-    return lambda argv: getattr(import_module("eval.commands"), name)(argv)
+def command_of(module: str, name: str) -> Callable[[list[str]], None]:
+    """A command of a module of eval, which is loaded when it is asked for."""
+    return lambda argv: getattr(import_module(f"eval.{module}"), name)(argv)
+
+
+def commands_of(module: str, *names: str) -> dict[str, Callable[[list[str]], None]]:
+    return {name: command_of(module, name) for name in names}
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
-    **{
-        name: measuring(name)
-        for name in ("sample", "regenerate", "probe", "perplexity", "accept", "speed", "quality", "report", "export")
-    },
+    **commands_of("measuring_commands", "probe", "perplexity", "accept", "speed", "quality"),
+    **commands_of("writing_commands", "sample", "regenerate", "report", "export"),
     "data": data,
     "completion": completion,
 }

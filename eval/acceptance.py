@@ -8,10 +8,11 @@
 
 Lossless rules leave the text's law as it is, so that these numbers say what a head is worth, not what it costs. With
 --calibrate an estimate of acceptance is fitted at training prompts, kept beside the model's weights, and scored on the
-held-out ones: calibration_error, brier, auroc, and conditional_acceptance as the rule's exact chance in mean. With
+held-out ones (of a suite that holds none out, on other draws at the same): calibration_error, brier, auroc, and conditional_acceptance as the rule's exact chance in mean. With
 --threshold drafts end where that estimate is below it.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +28,7 @@ from eval.calibration import Drafts, Numbers, draft_at, fit
 from eval.loading import LoadedRun, load_run
 from eval.records import keep_records, record, write_records
 from eval.reliability import Scored, score
-from eval.samples import held_out_prompts, in_tokens, prompts_of
+from eval.samples import held_out_prompts, in_tokens, prompts_of, split_measured
 from eval.tables import print_row
 from mtp.decoding.confidence import Confidence, load_confidence
 from mtp.decoding.direct import pad_left
@@ -138,12 +139,14 @@ def calibrate(
     for block in blocks:
         contract = _contract(run, warp, block, "token", length, new, batch)
         scored = score(confidence, drafts("validation", block, seed))
-        records += _scores(scored, block, {**_common(run, num, seed, contract), "split": "validation"})
+        records += _scores(scored, block, {**_common(run, num, seed, contract), "split": split_measured(run)})
         _print_scores(run, scored, records)
     return confidence, records
 
 
 def _scores(scored: dict[str, Scored], block: int, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is defined: nothing tells kept from fallen where all are kept, nor is there a chance where no draft came."""
+
     def made(metric: str, of: Scored, statistic: Callable[[Numbers], float], **more: Any) -> dict[str, Any]:
         errors: dict[str, Any] = {"stderr": of.error(statistic), "stderr_over": "samples"}
         return record(metric, statistic(of.weight), unit="fraction", **errors, **common, **more)
@@ -154,10 +157,11 @@ def _scores(scored: dict[str, Scored], block: int, common: dict[str, Any]) -> li
         for metric in ("calibration_error", "brier", "auroc")
     ]
     exact = scored["before"]
-    return records + [
+    records += [
         made("conditional_acceptance", exact, partial(exact.acceptance, position=k), position=k)
         for k in range(2, block + 1)
     ]
+    return [r for r in records if math.isfinite(r["value"])]
 
 
 def _contract(run: LoadedRun, warp: Warp, block: int, verify: str, length: int, new: int, batch: int) -> dict[str, Any]:
@@ -220,10 +224,13 @@ def _print_scores(run: LoadedRun, scored: dict[str, Scored], records: list[dict[
     head = f"\n{run.subject}, K = {contract['block']}, T = {contract['temperature']:g}"
     print_row(head, "calibration error", "Brier", "AUROC")
     for name in scored:
-        mine = [r for r in records if r.get("estimate") == name and r["contract"] == contract]
-        print_row(
-            f"  {name}", *(f"{r['value']:.4f}" + (f" ± {r['stderr']:.4f}" if "stderr" in r else "") for r in mine)
-        )
+        mine = {r["metric"]: r for r in records if r.get("estimate") == name and r["contract"] == contract}
+        cells = [mine.get(metric) for metric in ("calibration_error", "brier", "auroc")]
+        shown = [
+            "–" if r is None else f"{r['value']:.4f}" + (f" ± {r['stderr']:.4f}" if "stderr" in r else "")
+            for r in cells
+        ]
+        print_row(f"  {name}", *shown)
     print_row("  reliability of after", "estimate", "exact chance", "share")
     for row in scored["after"].reliability(scored["after"].weight):
         print_row("", *(f"{value:.3f}" for value in row))

@@ -47,7 +47,8 @@ def draft_at(
         def watch(draft: Draft, log_p: Tensor, count: Tensor, part: Tensor = part, written: Tensor = written) -> None:
             before, after = chances(draft, log_p)
             reach = torch.nn.functional.pad(after.cumprod(1)[:, :-1], (1, 0), value=1.0)
-            inside = written[:, None] + torch.arange(1, block) < new  # nothing past it is judged in earnest
+            inside = written[:, None] + torch.arange(1, block) < new  # nothing past it is judged in earnest,
+            inside &= ~(draft.tokens[:, :-1] == end).cummax(1).values.cpu()  # nor behind the text's end
             going = (count > 0).cpu()
             held = (features(draft).cpu(), before.cpu(), after.cpu(), reach.cpu() * inside, part)
             found.append(tuple(column[going] for column in held))
@@ -75,13 +76,20 @@ def fit(drafts: Drafts, warp: Warp) -> Confidence:
 
 
 def _fit(x: Numbers, chance: Numbers, weight: Numbers) -> Estimate:
-    """A logistic regression a position, each example once as kept and once as not, by its chance; then the isotonic map
-    of all their logits."""
+    """A logistic regression a position, each example once as kept and once as not, by its chance, or where the rule never
+    came the position's before it; then the isotonic map of all their logits."""
     from sklearn.isotonic import IsotonicRegression
     from sklearn.linear_model import LogisticRegression
 
-    slopes, offsets = [], []
+    if not weight[:, 0].any():
+        raise ValueError("no drafted token was judged, so that nothing can be fitted: raise --new or --num")
+    slopes: list[Numbers] = []
+    offsets: list[float] = []
     for k in range(x.shape[1]):
+        if not weight[:, k].any():
+            slopes.append(slopes[-1])
+            offsets.append(offsets[-1])
+            continue
         model = LogisticRegression(max_iter=1000)
         kept = np.repeat([1, 0], len(x))
         share = np.concatenate([weight[:, k] * chance[:, k], weight[:, k] * (1 - chance[:, k])])

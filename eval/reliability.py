@@ -27,12 +27,14 @@ class Scored:
     prompt: np.ndarray
 
     def error(self, statistic: Callable[[Numbers], float], seed: int = 0) -> float | None:
-        """The standard error of statistic(weight) when prompts are drawn anew."""
+        """The standard error of statistic(weight) when prompts are drawn anew, over the draws it is defined of."""
         names, which = np.unique(self.prompt, return_inverse=True)
         if len(names) < 2:
             return None
         counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-        return float(np.std([statistic(self.weight * count[which]) for count in counts], ddof=1))
+        made = np.array([statistic(self.weight * count[which]) for count in counts])
+        made = made[np.isfinite(made)]
+        return float(np.std(made, ddof=1)) if len(made) > 1 else None
 
     def reliability(self, weight: Numbers, bins: int = BINS) -> Numbers:
         """(bins, 3): mean estimate, mean chance and share of the weight, bins of equal mass in order of the estimate."""
@@ -54,17 +56,19 @@ class Scored:
         return float((weight * (self.estimate - self.chance) ** 2).sum() / weight.sum())
 
     def auroc(self, weight: Numbers) -> float:
-        """That a kept token has a higher estimate than one that falls, over the rule's coins."""
+        """That a kept token has a higher estimate than one that falls, over the rule's coins; NaN where all are alike."""
         from sklearn.metrics import roc_auc_score
 
         kept = np.repeat([1, 0], len(self.chance))
         share = np.concatenate([weight * self.chance, weight * (1 - self.chance)])
+        if not (share[kept == 1].any() and share[kept == 0].any()):
+            return float("nan")
         return float(roc_auc_score(kept, np.tile(self.estimate, 2), sample_weight=share))
 
     def acceptance(self, weight: Numbers, position: int) -> float:
-        """Mean chance at a position, given that the rule came so far."""
+        """Mean chance at a position, given that the rule came so far; NaN where it never did."""
         weight = weight * (self.position == position)
-        return float((weight * self.chance).sum() / weight.sum())
+        return float((weight * self.chance).sum() / weight.sum()) if weight.any() else float("nan")
 
 
 def score(confidence: Confidence, drafts: Drafts) -> dict[str, Scored]:

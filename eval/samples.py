@@ -30,6 +30,15 @@ def held_out_prompts(run: LoadedRun, num: int, length: int, new: int) -> list[tu
     return prompts_of(run, "validation", num, length, new)
 
 
+def split_measured(run: LoadedRun) -> str:
+    """Where `held_out_prompts` come from: "validation", or "train" of a suite that holds no prompt out."""
+    data = DataConfig(**run.config["data"])
+    if not (data.suite or data.cases):
+        return "validation"
+    suite = load_suite(data.suite or data.cases or "")
+    return "train" if set(suite.prompts) <= set(suite.trained) else "validation"
+
+
 def prompts_of(run: LoadedRun, split: str, num: int, length: int, new: int) -> list[tuple[str, str]]:
     """The same of a split by name; of a suite, "train" is what it was trained on."""
     if not run.config:

@@ -8,8 +8,10 @@ bf16 its backward pads short ones, and plain products take a third of its time (
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,16 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 class ShortAttention(TorchFunctionMode):
     """Inside, torch's scaled_dot_product_attention of a short bf16 window on a CPU is `plain`, whoever calls it."""
 
+    entered: ClassVar[int] = 0
+
+    def __enter__(self):
+        ShortAttention.entered += 1
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        ShortAttention.entered -= 1
+        return super().__exit__(*error)
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         options = kwargs or {}
         fused = func is nn.functional.scaled_dot_product_attention
@@ -42,6 +54,12 @@ class ShortAttention(TorchFunctionMode):
         if fused and len(args) > 1 and is_short(args[0], args[1]) and not dropout:
             return plain(*args, **options)
         return func(*args, **options)
+
+
+def as_forwards() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """For torch's checkpoint, its `context_fn`: what is made again backwards, outside of `ShortAttention`, is made by the
+    attention of the forward pass."""
+    return nullcontext(), ShortAttention() if ShortAttention.entered else nullcontext()
 
 
 def is_short(q: Tensor, k: Tensor) -> bool:

@@ -48,9 +48,12 @@ def use_mtp_config(model: MTPForCausalLM) -> Any:
     if trunk.model_type not in LLAMA_FORM:
         raise ValueError(f"use-mtp takes trunks of the Llama form ({', '.join(LLAMA_FORM)}), not {trunk.model_type}")
     layer = head.config
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "rms_norm_eps"):
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "rms_norm_eps", "hidden_act"):
         if getattr(layer, name) != getattr(trunk, name):
             raise ValueError(f"use-mtp needs modules like the trunk's layers: {name} differs")
+    size = getattr(trunk, "head_dim", None) or trunk.hidden_size // trunk.num_attention_heads
+    if size != head.head_size:
+        raise ValueError("use-mtp needs modules like the trunk's layers: head_dim differs")
     rope = dict(trunk.rope_parameters)
     if rope != dict(layer.rope_parameters):
         raise ValueError("use-mtp needs modules like the trunk's layers: their rotary embeddings differ")
@@ -60,7 +63,6 @@ def use_mtp_config(model: MTPForCausalLM) -> Any:
     if getattr(trunk, "sliding_window", None) and getattr(trunk, "use_sliding_window", True):
         raise ValueError("use-mtp: this trunk has a sliding window, its written form would have none")
     layers, modules = trunk.num_hidden_layers, head.block_size - 1
-    size = getattr(trunk, "head_dim", None) or trunk.hidden_size // trunk.num_attention_heads
     return MiMoV2FlashConfig(  # type: ignore[call-arg]
         vocab_size=trunk.vocab_size, hidden_size=trunk.hidden_size, intermediate_size=trunk.intermediate_size,
         num_hidden_layers=layers, num_attention_heads=trunk.num_attention_heads,

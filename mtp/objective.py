@@ -17,6 +17,7 @@ from torch import Tensor
 from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from mtp.batch import TokenBatch
+from mtp.decoding.rows import check_window
 from mtp.heads.base import BlockContext
 from mtp.losses import on_policy as drawn
 from mtp.losses.balance import balance
@@ -26,6 +27,10 @@ from mtp.losses.linear_nll import weighted_nll
 from mtp.losses.own_samples import choose, draw, own_states
 from mtp.losses.rollout import Anchors, states_after
 from mtp.losses.weights import WEIGHTINGS
+from mtp.losses.window import Window
+
+Metrics = dict[str, tuple[Tensor, Tensor]]
+"""By name, sum and count."""
 
 
 class JointCrossEntropy(Objective):
@@ -73,115 +78,122 @@ class JointCrossEntropy(Objective):
         self.on_policy, self.samples = on_policy, samples
 
     def forward(self, model, batch: TokenBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
-        hidden, cache = batch.hidden, None
-        draws = self.own_samples is not None and self.training and model.head is not None
-        judged = self.on_policy is not None and self.training and drawn.asks_trunk(self.on_policy)
-        if hidden is None or draws or judged:  # cached states have no keys and values for drawn blocks to look at
-            learns = hidden is None and not self.frozen_trunk
-            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-                read, cache = model.states(batch.inputs, use_cache=draws or judged)
-            hidden = read if hidden is None else hidden
-        targets, mask = batch.blocks(1 if model.head is None else model.head.block_size)
-        anchors = mask[..., 0]
-        count = anchors.sum().float()
-        total, metrics = torch.zeros((), device=hidden.device), {}
+        window = self._read(model, batch, rng)
+        count = window.anchors.sum().float()
+        total, metrics = torch.zeros((), device=window.hidden.device), {}
         if not self.frozen_trunk or not self.training:
-            ctx, target = model.context(hidden[anchors]), targets[anchors]
-            first, _ = weighted_nll(
-                [ctx.hidden], [ctx.unembedding], target[:, 0], torch.ones(len(target), device=hidden.device), ctx.bias
-            )
+            first = _trunk_loss(window)
             metrics["nll_1"] = (first.detach(), count)
             if not self.frozen_trunk:
                 total = total + first
         if model.head is not None:
             if batch.starts is not None:
-                anchors = anchors & batch.starts
-            if self.on_policy is not None and self.training:
-                loss, more = self._drawn(model, hidden, cache, targets, mask, anchors, rng)
-                scale = self.head_weight / (targets.shape[-1] - 1)
-                return Loss(total + loss * scale, count, metrics | more)
-            if self.anchor_fraction < 1 and self.training:
-                kept = rng.uniform("anchors", *anchors.shape).to(anchors.device) < self.anchor_fraction
-                anchors = anchors & kept
-            own = (
-                choose(anchors, self.own_samples or 0.0, targets.shape[-1], rng) if draws else torch.zeros_like(anchors)
-            )
-            losses = [self._head(model, hidden, batch.tokens, targets, mask, anchors & ~own, rng, step)]
-            if self.balance is not None:
-                losses.append(self._balance(model, hidden, targets, anchors))
-            if draws:
-                losses.append(self._own(model, cache, hidden, batch.tokens, targets, mask, own, rng))
-            scale = self.head_weight / (targets.shape[-1] - 1)
+                window = window.among(window.anchors & batch.starts)
+            losses, share = self._of_head(window, step)
+            scale = self.head_weight / window.modelled / share
             for loss, more in losses:
-                total = total + loss * (scale / (self.anchor_fraction if self.training else 1))
+                total = total + loss * scale
                 metrics |= more
         return Loss(total, count, metrics)
 
-    def _head(
-        self, model, hidden: Tensor, tokens: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng, step: int
-    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """The head's loss over the anchors' blocks, and its metrics. hidden: (batch, length, d)."""
-        ctx, target, inside = model.anchored(hidden, tokens, anchors), targets[anchors], mask[anchors]
-        weights = self._weights(model.head, ctx, target, inside)
-        metrics = {}
+    def _read(self, model, batch: TokenBatch, rng: Rng) -> Window:
+        """Every position that has a next token is an anchor."""
+        hidden, cache = batch.hidden, None
+        judged = self.training and self.on_policy is not None and drawn.asks_trunk(self.on_policy)
+        asks = judged or self._draws(model)
+        if hidden is None or asks:  # cached states have no keys and values for drawn blocks to look at
+            learns = hidden is None and not self.frozen_trunk
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+                read, cache = model.states(batch.inputs, use_cache=asks)
+            hidden = read if hidden is None else hidden
+        targets, mask = batch.blocks(1 if model.head is None else model.head.block_size)
+        return Window(model, hidden, cache, batch.tokens, targets, mask, mask[..., 0], rng)
+
+    def _draws(self, model) -> bool:
+        return self.own_samples is not None and self.training and model.head is not None
+
+    def _of_head(self, window: Window, step: int) -> tuple[list[tuple[Tensor, Metrics]], float]:
+        """The head's losses over the anchors, and the share of all that they are sums over."""
+        if self.on_policy is not None and self.training:
+            return [self._drawn(window)], 1.0
+        share = self.anchor_fraction if self.training else 1.0
+        if share < 1:
+            kept = window.rng.uniform("anchors", *window.anchors.shape).to(window.anchors.device) < share
+            window = window.among(window.anchors & kept)
+        own = torch.zeros_like(window.anchors)
+        if self._draws(window.model):
+            own = choose(window.anchors, self.own_samples or 0.0, window.block_size, window.rng)
+        losses = [self._text(window.among(window.anchors & ~own), step)]
+        if self.balance is not None:
+            losses.append(self._balance(window))
+        if self._draws(window.model):
+            losses.append(self._own(window.among(own)))
+        return losses, share
+
+    def _text(self, window: Window, step: int) -> tuple[Tensor, Metrics]:
+        """At the text's own blocks: likelihood, or the distance to the trunk's law."""
+        head, ctx, (target, inside) = window.model.head, window.context(), window.blocks()
+        weights = self._weights(head, ctx, target, inside)
         if self.distill is not None and self.training:
-            states, known = _next_states(hidden.detach(), anchors, target.shape[1] - 1)
+            states, known = window.next_states()
             counted = inside[:, 1:] & known
-            loss, overlap = divergence(model.head, ctx, target, states, weights[:, 1:] * counted, self.distill)
-            metrics["acceptance"] = ((overlap * counted).sum(), counted.sum().float())
-            return loss, metrics
-        block = model.head.nll(ctx, target, inside, weights, _per_anchor(rng, anchors))
+            loss, overlap = divergence(head, ctx, target, states, weights[:, 1:] * counted, self.distill)
+            return loss, {"acceptance": ((overlap * counted).sum(), counted.sum().float())}
+        metrics: Metrics = {}
+        block = head.nll(ctx, target, inside, weights, window.anchor_rng())
         share = chain_weight(step, self.curriculum) if self.curriculum is not None and self.training else 1.0
         if self.curriculum is not None and (share < 1 or not self.training):
-            base = model.head.base_nll(ctx, target, inside, weights)
+            base = head.base_nll(ctx, target, inside, weights)
             metrics["base_nll"] = (base.sum.sum(), base.count.sum())
             block = blend(base, block, share)
-        for k in range(1, targets.shape[-1]):
+        for k in range(1, window.block_size):
             metrics[f"nll_{k + 1}"] = (block.sum[k], block.count[k])
-        metrics["head_nll"] = (block.sum.sum(), block.count.sum())
-        return block.loss, metrics
+        return block.loss, metrics | {"head_nll": (block.sum.sum(), block.count.sum())}
 
-    def _balance(self, model, hidden: Tensor, targets: Tensor, anchors: Tensor):
-        """For every anchor, beside the mean over its positions, by whose number the head's loss is divided."""
-        prior = model.head.log_prior(model.context(hidden[anchors]), targets[anchors][:, 0])
-        used = balance(prior, torch.nonzero(anchors)[:, 0], len(anchors))
-        loss = (self.balance or 0.0) * (targets.shape[-1] - 1) * used.loss
-        return loss, {"usage_entropy": (used.entropy, anchors.sum().float())}
+    def _balance(self, window: Window) -> tuple[Tensor, Metrics]:
+        """For every anchor, beside the mean over its positions, by whose number the head's loss is divided. Of held-out
+        text only how the components are used."""
+        prior = window.model.head.log_prior(window.context(), window.blocks()[0][:, 0])
+        used = balance(prior, torch.nonzero(window.anchors)[:, 0], len(window.anchors))
+        weight = self.balance if self.training else None
+        return (weight or 0.0) * window.modelled * used.loss, {
+            "usage_entropy": (used.entropy, window.anchors.sum().float())
+        }
 
-    def _own(
-        self, model, cache, hidden: Tensor, text: Tensor, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng
-    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    def _own(self, window: Window) -> tuple[Tensor, Metrics]:
         """The distance from the trunk's law at what the head draws behind these anchors."""
-        if not anchors.any():  # the metric all the same: processes add theirs up by name
-            none = torch.zeros((), device=hidden.device)
+        if not window.anchors.any():  # the metric all the same: processes add theirs up by name
+            none = torch.zeros((), device=window.hidden.device)
             return none, {"own_acceptance": (none, none)}
-        ctx = model.anchored(hidden, text, anchors, own_block=False)
-        inside, end = mask[anchors], model.config.eos_token_id
-        ends = torch.as_tensor([] if end is None else end, device=hidden.device).reshape(-1)
-        tokens, open_ = draw(model.head, ctx, targets[anchors][:, 0], ends, _per_anchor(rng, anchors))
-        states = own_states(model, cache, anchors, tokens[:, :-1])
+        head, ctx, (target, inside) = window.model.head, window.context(own_block=False), window.blocks()
+        ends = torch.tensor(window.ends(), device=target.device, dtype=target.dtype)
+        tokens, open_ = draw(head, ctx, target[:, 0], ends, window.anchor_rng())
+        states = own_states(window.model, window.cache, window.anchors, tokens[:, :-1])
         counted = inside[:, 1:] & open_
-        weights = self._weights(model.head, ctx, tokens, inside)[:, 1:] * counted
-        loss, overlap = divergence(model.head, ctx, tokens, states, weights, self.distill or "hybrid")
+        weights = self._weights(head, ctx, tokens, inside)[:, 1:] * counted
+        loss, overlap = divergence(head, ctx, tokens, states, weights, self.distill or "hybrid")
         return loss, {"own_acceptance": ((overlap * counted).sum(), counted.sum().float())}
 
-    def _drawn(self, model, hidden: Tensor, cache, targets: Tensor, mask: Tensor, anchors: Tensor, rng: Rng):
+    def _drawn(self, window: Window) -> tuple[Tensor, Metrics]:
         """The objective over blocks drawn at a few anchors of every window, which stand for all of them."""
-        if model.head.needs_past:
-            raise NotImplementedError(f"{model.head.name}: on-policy objectives draw from heads that read one state")
-        kind, (length, size), limit = self.on_policy, targets.shape[1:], model.trunk.config.get_text_config()
+        model, head, kind, length = window.model, window.model.head, self.on_policy, window.length
         assert kind is not None
-        window = getattr(limit, "max_position_embeddings", None) or length + size
-        anchors = anchors & (torch.arange(length, device=anchors.device) + size <= window)
-        picked = Anchors.pick(anchors, max(1, round(self.anchor_fraction * length)), rng)
-        ctx, own = model.context(picked.of(hidden)), picked.rng(rng, length)
+        if head.needs_past:
+            raise NotImplementedError(f"{head.name}: on-policy objectives draw from heads that read one state")
+        limit = getattr(model.trunk.config.get_text_config(), "max_position_embeddings", None)
+        fits = torch.arange(length, device=window.anchors.device) + window.block_size <= (limit or torch.inf)
+        picked = Anchors.pick(window.anchors & fits, max(1, round(self.anchor_fraction * length)), window.rng)
+        ctx, rng = model.context(picked.of(window.hidden)), picked.rng(window.rng, length)
         if drawn.asks_trunk(kind):
-            policy = drawn.trunk_policy(
-                model.head, ctx, kind, self.samples,
-                lambda blocks: states_after(model, cache, length, picked.place, blocks), own, _ends(limit),
-            )  # fmt: skip
+            check_window(model.trunk.config, length + window.modelled)
+
+            def read(blocks: Tensor) -> Tensor:
+                return states_after(model, window.cache, length, picked.place, blocks)
+
+            policy = drawn.trunk_policy(head, ctx, kind, self.samples, read, rng, window.ends())
         else:
-            policy = drawn.energy_policy(model.head, ctx, kind, self.samples, picked.of(targets), picked.of(mask), own)
+            targets, mask = picked.of(window.targets), picked.of(window.mask)
+            policy = drawn.energy_policy(head, ctx, kind, self.samples, targets, mask, rng)
         weight = picked.weight.flatten()
         value = (torch.where(weight > 0, weight * policy.value, 0.0).sum(), weight.sum())
         return torch.where(weight > 0, weight * policy.loss, 0.0).sum(), {kind: value}
@@ -195,24 +207,8 @@ class JointCrossEntropy(Objective):
         return WEIGHTINGS[self.weighting if self.training else "uniform"](log_q, inside)
 
 
-def _next_states(hidden: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The trunk's states at the `count` positions after each anchor, (N, count, d), and which of them the window
-    holds, (N, count)."""
-    row, place = torch.nonzero(anchors, as_tuple=True)
-    index = place[:, None] + 1 + torch.arange(count, device=hidden.device)
-    known = index < hidden.shape[1]
-    return hidden[row[:, None], index.clamp_max(hidden.shape[1] - 1)], known
-
-
-def _ends(config) -> tuple[int, ...]:
-    """End tokens by a trunk's config, which names none, one or several."""
-    end = config.eos_token_id
-    return () if end is None else (end,) if isinstance(end, int) else tuple(end)
-
-
-def _per_anchor(rng: Rng, anchors: Tensor) -> Rng:
-    """The randomness of each anchor: position i of sample j is sample j·length + i. anchors: (batch, length)."""
-    batch, length = anchors.shape
-    samples = torch.arange(batch) if rng.samples is None else rng.samples
-    address = samples.to(anchors.device)[:, None] * length + torch.arange(length, device=anchors.device)
-    return Rng(rng.seed, address[anchors], rng.batch)
+def _trunk_loss(window: Window) -> Tensor:
+    """The trunk's own at every anchor."""
+    ctx, target = window.model.context(window.hidden[window.anchors]), window.targets[window.anchors][:, 0]
+    ones = torch.ones(len(target), device=target.device)
+    return weighted_nll([ctx.hidden], [ctx.unembedding], target, ones, ctx.bias)[0]

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from flowmap.attention import ShortAttention
 from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
+from training.averages import averaged_state, moving_average, swapped, teacher_of
 from training.config import RunConfig, TrainingConfig
 from training.hardware import choose_threads, quiet_libraries, resolve_precision
 from training.run_dir import RunDir
@@ -82,8 +83,8 @@ def train(
         )
 
     optimizer = _optimizer(module, config)
-    average = AveragedModel(task.trainable, multi_avg_fn=_moving_average(plan.ema)) if plan.ema else None
-    teacher = _teacher(task)
+    average = AveragedModel(task.trainable, multi_avg_fn=moving_average(plan.ema)) if plan.ema else None
+    teacher = teacher_of(task)
     if teacher:
         module.teach(teacher.module)
     averages = {name: kept for name, kept in (("average", average), ("teacher", teacher)) if kept}
@@ -96,9 +97,7 @@ def train(
         if main:
             state = {"step": step, "trainable": task.trainable.state_dict(), "objective": task.objective.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), **{n: kept.state_dict() for n, kept in averages.items()}}
-            folder.save(
-                step, state, lambda path: task.save(path, _averaged_state(task, average)), plan.keep_checkpoints
-            )
+            folder.save(step, state, lambda path: task.save(path, averaged_state(task, average)), plan.keep_checkpoints)
         accelerator.wait_for_everyone()
 
     validation: dict[str, float] = {}
@@ -175,7 +174,7 @@ def evaluate(task: Task, module: SliceLoss, average: AveragedModel | None, devic
     """Metrics of the averaged weights on the fixed validation batches."""
     module.eval()
     metrics = Metrics()
-    with _swapped(task, average):
+    with swapped(task, average):
         for n, make in enumerate(task.validation):
             batch = make().to(device)
             metrics.add(module(batch, Rng(0, torch.arange(batch.size, device=device), n), 0))
@@ -229,25 +228,6 @@ def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
 
 
-def _moving_average(decay: float):
-    """EMA whose memory grows with the run, min(decay, (1+n)/(10+n)), so that short runs forget their start."""
-
-    def update(averaged, current, num_averaged) -> None:
-        n = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
-
-
-def _teacher(task: Task) -> AveragedModel | None:
-    """The average that the objective asks for, at its own decay: it changes what is learned, the other what is kept."""
-    decay = task.objective.teacher_decay
-    if decay is None:
-        return None
-    teacher = AveragedModel(task.trainable, multi_avg_fn=_moving_average(decay))
-    return teacher.requires_grad_(False)
-
-
 def _resume(folder: RunDir, task: Task, optimizer, averages: dict[str, AveragedModel]) -> int:
     state = folder.load()
     if state is None:
@@ -258,32 +238,6 @@ def _resume(folder: RunDir, task: Task, optimizer, averages: dict[str, AveragedM
     for name, kept in averages.items():
         kept.load_state_dict(state[name])
     return state["step"]
-
-
-def _averaged_state(task: Task, average: AveragedModel | None) -> dict[str, Tensor]:
-    state = dict(task.model.state_dict())
-    if average:
-        state |= {task.prefix + name: value for name, value in average.module.state_dict().items()}
-    return state
-
-
-@contextlib.contextmanager
-def _swapped(task: Task, average: AveragedModel | None):
-    """Put the averaged weights in place for the time of an evaluation."""
-    if average is None:
-        yield
-        return
-    pairs = list(zip(task.trainable.parameters(), average.module.parameters(), strict=True))
-
-    def swap() -> None:
-        for own, averaged in pairs:
-            own.data, averaged.data = averaged.data, own.data
-
-    swap()
-    try:
-        yield
-    finally:
-        swap()
 
 
 def _time_threads(module: SliceLoss, task: Task, size: int) -> int:

@@ -48,6 +48,9 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         raise ValueError("trunk.cache_states needs trunk.pretrained, trunk.frozen and text to read")
     if config.trunk.lora and (config.trunk.frozen or not config.trunk.pretrained):
         raise ValueError("trunk.lora adapts what trunk.pretrained names: give it, and set trunk.frozen to false")
+    asked = [name for name in ("distill", "curriculum", "balance", "own_samples") if getattr(config.head, name)]
+    if asked and config.head.name is None:
+        raise ValueError(f"head.{asked[0]} needs head.name")
     with accelerator.main_process_first():
         quiet = not accelerator.is_main_process
         data = _suite_data(config, suite) if suite else _text_data(config, quiet)

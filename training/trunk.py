@@ -40,7 +40,7 @@ def load_head(model: MTPForCausalLM, name: str) -> None:
         raise ValueError("head.start needs head.name")
     try:
         other = AutoModelForCausalLM.from_pretrained(str(model_folder(name)), dtype=torch.float32)
-    except OSError as error:
+    except Exception as error:  # a broken file fails in as many ways as there are formats
         raise ValueError(f"head.start {name!r} did not load: {first_line(error)}") from error
     held = getattr(other, "head", None)
     if held is None:

@@ -27,10 +27,11 @@ FEATURES = ("entropy", "log_max", "log_collision", "log_before", "log_drawn")
 """Of position k: Σ −q log q, max log q, log Σ q², log q(x_{k−1}), and log q(x_k), the only one that looks at x_k."""
 
 
-def features(draft: Draft) -> Tensor:
-    """(N, n, F), in nats: positions 2..K of the draft. Before the last of them all are known when x_k is not."""
-    laws = torch.stack([logits.float().log_softmax(-1) for logits in draft.logits], 1)
-    told = laws.gather(-1, draft.tokens[..., None])[..., 0]
+def features(draft: Draft, first: int = 0) -> Tensor:
+    """(N, n − first, F), in nats: positions 2..K of the draft but the first so many. Before the last of them all are
+    known when x_k is not."""
+    laws = torch.stack([logits.float().log_softmax(-1) for logits in draft.logits[first:]], 1)
+    told = laws.gather(-1, draft.tokens[:, first:, None])[..., 0]
     laws = laws[:, 1:]
     surprise = torch.where(laws.isfinite(), laws * laws.exp(), 0.0)
     columns = (-surprise.sum(-1), laws.amax(-1), (2 * laws).logsumexp(-1), told[:, :-1], told[:, 1:])
@@ -71,7 +72,9 @@ class Confidence:
 
     def estimates(self, draft: Draft) -> tuple[Tensor, Tensor]:
         """(N, n): α_k and a_k of the positions drafted."""
-        x = features(draft)
+        return self._estimates(features(draft))
+
+    def _estimates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.shape[1] > len(self.after.bias):
             raise ValueError(f"this estimate was fitted for blocks of at most {len(self.after.bias) + 1} tokens")
         return self.before(x[..., :-1]), self.after(x)
@@ -80,15 +83,15 @@ class Confidence:
         """(N, n): True up to where a row's draft ends, before the first x_k with Π_{j<k} a_j · α_k < threshold: the
         chance that x_k and all before it stand, from what is known when x_k is not yet drawn. drawn: Π_{j≤k} a_j,
         which looks at x_k itself, and so changes the law of what is left."""
-        before, after = self.estimates(draft)
+        return self.within(features(draft), threshold, drawn)
+
+    def within(self, x: Tensor, threshold: float, drawn: bool = False) -> Tensor:
+        """As `submitted`, of a draft's features."""
+        before, after = self._estimates(x)
         chance = after.cumprod(1)
         if not drawn:
             chance = before * torch.nn.functional.pad(chance[:, :-1], (1, 0), value=1.0)
         return (chance >= threshold).long().cumprod(1).bool()
-
-    def ended(self, draft: Draft, threshold: float, drawn: bool = False) -> bool:
-        """No row's draft goes beyond the last position drawn, nor takes it in."""
-        return not bool(self.submitted(draft, threshold, drawn)[:, -1].any())
 
     def to(self, device: torch.device) -> "Confidence":
         before, after = (
@@ -104,6 +107,24 @@ class Confidence:
         return file
 
 
+class Watch:
+    """Looks at one draft as it grows; see `Confidence.submitted`. Each position's features are made once."""
+
+    def __init__(self, confidence: Confidence, threshold: float, drawn: bool) -> None:
+        self.confidence, self.threshold, self.drawn = confidence, threshold, drawn
+        self.x: list[Tensor] = []
+
+    def submitted(self, draft: Draft) -> Tensor:
+        known = sum(x.shape[1] for x in self.x)
+        if known < draft.tokens.shape[1] - 1:
+            self.x.append(features(draft, known))
+        return self.confidence.within(torch.cat(self.x, 1), self.threshold, self.drawn)
+
+    def ended(self, draft: Draft) -> bool:
+        """No row's draft goes beyond the last position drawn, nor takes it in."""
+        return not bool(self.submitted(draft)[:, -1].any())
+
+
 def file_name(warp: Warp) -> str:
     return "confidence" + "".join(f"-{name}-{value:g}" for name, value in vars(warp).items()) + ".json"
 
@@ -116,10 +137,16 @@ def load_confidence(folder: Path, warp: Warp) -> Confidence:
             f"{folder} has no acceptance estimate for temperature {warp.temperature:g} and top-p {warp.top_p:g}: "
             f"fit one with leaplm accept RUN --calibrate --temperatures {warp.temperature:g} --top-p {warp.top_p:g}"
         )
-    held: dict[str, Any] = json.loads(file.read_text())
-    if tuple(held["features"]) != FEATURES:
-        raise ValueError(f"{file} was fitted on other features: fit it again with leaplm accept RUN --calibrate")
-    before, after = (
-        Estimate(**{name: torch.tensor(values) for name, values in held[part].items()}) for part in ("before", "after")
-    )
+    again = "fit it again with leaplm accept RUN --calibrate"
+    try:
+        held: dict[str, Any] = json.loads(file.read_text())
+        known = tuple(held["features"]) == FEATURES
+        before, after = (
+            Estimate(**{name: torch.tensor(values) for name, values in held[part].items()})
+            for part in ("before", "after")
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} holds no estimate: {again}") from error
+    if not known:
+        raise ValueError(f"{file} was fitted on other features: {again}")
     return Confidence(before, after, warp)

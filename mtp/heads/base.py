@@ -35,8 +35,7 @@ class BlockContext:
 
     def part(self, rows: Tensor | slice) -> "BlockContext":
         """Of these anchors alone."""
-        past = self.past and replace(self.past, row=self.past.row[rows], place=self.past.place[rows])
-        return replace(self, hidden=self.hidden[rows], past=past)
+        return replace(self, hidden=self.hidden[rows], past=self.past and self.past.part(rows))
 
     def first_logits(self) -> Tensor:
         """(N, V): the trunk's own next-token logits, position 1 of every block."""
@@ -113,6 +112,10 @@ class JointHead(nn.Module):
         """x: (N, K') → log q(· | x_<k) of positions 2..K', (N, K'−1, V), teacher-forced and differentiable (K' ≥ 2); the last
         column of x is not looked at. All of it at once: give a few anchors at a time."""
         raise NotImplementedError(f"{self.name} gives no conditional laws")
+
+    def ready(self, ctx: BlockContext, x: Tensor) -> BlockContext:
+        """ctx with what one pass makes for all its anchors, before `law` is asked of them part by part. x: as in `law`."""
+        return ctx
 
     def base_nll(self, ctx: BlockContext, targets: Tensor, mask: Tensor, weights: Tensor | None = None) -> BlockNLL:
         """As `nll`, of the head with its correction taken away."""

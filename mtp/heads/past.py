@@ -17,7 +17,8 @@ from mtp.decoding.row_cache import RowCache
 class Past:
     """hidden: (B, L, d) trunk states; tokens: (B, ≥ L) what the trunk read, beyond L what follows; row, place: (N,) where
     each anchor stands. text: a block asked about is the window's own next tokens, so that one pass over the windows
-    serves all anchors. cache: keys and values of the modules, of which the last `recent` places of a row are to be made anew; reach: places of any row, which the host knows."""
+    serves all anchors. cache: keys and values of the modules, of which the last `recent` places of a row are to be made anew; reach: places of any row, which the host knows.
+    states: (N, M, d), what the modules make of x_1..x_M at each anchor, where that is known."""
 
     hidden: Tensor
     tokens: Tensor
@@ -27,6 +28,12 @@ class Past:
     cache: RowCache | None = None
     recent: int = 0
     reach: int = 0
+    states: Tensor | None = None
+
+    def part(self, rows: Tensor | slice) -> "Past":
+        """Of these anchors alone."""
+        states = None if self.states is None else self.states[rows]
+        return replace(self, row=self.row[rows], place=self.place[rows], states=states)
 
     @classmethod
     def of_windows(cls, hidden: Tensor, tokens: Tensor, anchors: Tensor, text: bool = True) -> "Past":

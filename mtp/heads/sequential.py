@@ -7,6 +7,7 @@ it reads token x_{j+k}, so that the law of a block's token k + 1 has seen x_1..x
 Llama model and the names those of transformers' `MtpLayer`, so that a trained head can be handed to it.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -92,9 +93,16 @@ class SequentialHead(JointHead):
         logits = nn.functional.linear(self._states(ctx, x[:, :-1]), ctx.unembedding, ctx.bias)
         return logits.float().log_softmax(-1)
 
+    def ready(self, ctx, x):
+        """The text's own blocks share a pass over the windows, which every part of the anchors would make anew."""
+        past = self.past_of(ctx)
+        return replace(ctx, past=replace(past, states=self._states(ctx, x[:, :-1]))) if past.text else ctx
+
     def _states(self, ctx: BlockContext, x: Tensor) -> Tensor:
         """x: x_1..x_M of every anchor, (N, M) → h^1..h^M there, (N, M, d)."""
         past = self.past_of(ctx)
+        if past.states is not None:
+            return past.states
         past = past if past.text or not len(x) else past.alone(x)
         length = past.hidden.shape[1]
         tokens = nn.functional.pad(past.tokens, (0, max(0, length + x.shape[1] - past.tokens.shape[1])))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowmap.attention import as_forwards
 from mtp.heads.base import BlockContext, JointHead
 from mtp.losses.linear_nll import CHUNK_LOGITS
 
@@ -26,6 +27,7 @@ def divergence(
 ) -> tuple[Tensor, Tensor]:
     """Σ weights · loss, to differentiate, and α of every position, (N, K−1), detached. targets: (N, K), the text.
     teacher: (N, K−1, d), the trunk's states at x_1..x_{K−1}, where it knows x_<k. weights: (N, K−1), 0 to leave out."""
+    ctx = head.ready(ctx, targets)
     size = max(1, CHUNK_LOGITS // (len(ctx.unembedding) * teacher.shape[1]))
 
     def piece(rows: Tensor, targets: Tensor, teacher: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +40,7 @@ def divergence(
     rows = torch.arange(len(targets), device=targets.device)
     parts: Any = zip(*(x.split(size) for x in (rows, targets, teacher, weights)), strict=True)
     if torch.is_grad_enabled():
-        made = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
+        made = [checkpoint(piece, *part, use_reentrant=False, context_fn=as_forwards) for part in parts]
     else:
         made = [piece(*part) for part in parts]
     return torch.stack([loss for loss, _ in made]).sum(), torch.cat([overlap for _, overlap in made])

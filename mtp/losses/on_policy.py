@@ -86,7 +86,8 @@ def trunk_policy(
     estimator, _, what = kind.partition("-")
     with torch.no_grad():
         held = None if first is None else first.repeat_interleave(num)
-        drawn = head.sample(_repeat(ctx, num), Warp(), _rows(rng, num), block_size=size, first=held)
+        with torch.autocast(ctx.hidden.device.type, enabled=False):  # from the law whose gradient is taken
+            drawn = head.sample(_repeat(ctx, num), Warp(), _rows(rng, num), block_size=size, first=held)
         tokens = drawn.tokens.view(-1, num, drawn.tokens.shape[1])
         states = read(tokens[..., :-1])
         ended = torch.isin(tokens[..., :-1], torch.tensor(ends, device=tokens.device, dtype=tokens.dtype))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowmap.rng import Rng
-from mtp.decoding.speculative import check_window
+from mtp.decoding.rows import check_window
 from mtp.decoding.warp import Warp
 from mtp.heads.base import BlockContext, JointHead
 from mtp.losses.rollout import states_after

@@ -2,15 +2,19 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import leaplm
+from eval import acceptance, calibration
 from eval.calibration import Drafts, chances, fit
 from eval.reliability import Scored, score
+from eval.samples import split_measured
 from mtp.decoding.confidence import FEATURES
 from mtp.decoding.warp import Warp
 from mtp.heads.base import Draft
@@ -161,3 +165,43 @@ def test_wrong_input_is_one_line(trained_run, capsys, command, message):  # noqa
     assert leaplm.main([command[0], trained_run, *command[1:]]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_nothing_counts_behind_an_end_that_was_drafted(monkeypatch):
+    """Rows end there, so that the rule never comes to what follows. Draft and trunk agree: all chances are 1."""
+    tokens, logits = torch.tensor([[3, 0, 2], [0, 1, 2], [3, 1, 2], [3, 1, 0]]), torch.zeros(4, 5)
+    draft = Draft(tokens, torch.zeros(4, 3), [logits] * 3, Warp())
+
+    def decode(*args, watch, **options):
+        watch(draft, torch.zeros(4, 3, 5).log_softmax(-1), torch.full((4,), 3))
+
+    monkeypatch.setattr(calibration, "decode_verified", decode)
+    run = SimpleNamespace(model=None, tokenizer=SimpleNamespace(eos_token_id=0))
+    found = calibration.draft_at(run, [[1]] * 4, Warp(), 3, new=8, seed=0, batch=4)
+    assert found.weight.tolist() == [[1, 0], [0, 0], [1, 1], [1, 1]]
+
+
+def test_a_fit_without_a_drafted_token_says_so():
+    empty = Drafts(*(np.zeros(shape) for shape in ((30, 2, len(FEATURES)), (30, 2), (30, 2), (30, 2))), np.arange(30))
+    with pytest.raises(ValueError, match="--new"):
+        fit(empty, Warp())
+
+
+def test_what_is_not_defined_is_no_record():
+    """All kept, and position 3 never reached: no order of kept and fallen, no acceptance there, and no NaN in a file."""
+    n, weight = 40, np.zeros((40, 2))
+    weight[:, 0] = 1
+    one = Drafts(made(n, 0).x, np.ones((n, 2)), np.ones((n, 2)), weight, np.arange(n))
+    records = acceptance._scores(score(fit(one, Warp()), one), 3, {"on": "text", "subject": "x", "kind": "estimate"})
+    assert all(math.isfinite(r["value"]) and math.isfinite(r.get("stderr", 0)) for r in records)
+    assert {r["metric"] for r in records} == {"calibration_error", "brier", "conditional_acceptance"}
+    assert [r["position"] for r in records if r["metric"] == "conditional_acceptance"] == [2]
+
+
+@pytest.mark.parametrize(
+    "data, split",
+    [({"name": "stdlib"}, "validation"), ({"suite": "poker"}, "train"), ({"suite": "poker-draw"}, "validation")],
+)
+def test_records_say_where_their_prompts_come_from(data, split):
+    """The six hands have one prompt, which is trained on."""
+    assert split_measured(SimpleNamespace(config={"data": data})) == split

@@ -100,3 +100,10 @@ def test_it_is_added_once_an_anchor_and_does_not_depend_on_how_a_batch_is_cut(tr
 def test_a_head_without_components_says_so_in_one_line(name):
     with pytest.raises(NotImplementedError, match=r"^[^\n]*head.balance is for mixtures$"):
         head(name).log_prior(context(), torch.zeros(N, dtype=torch.long) % V)
+
+
+def test_what_is_reported_of_held_out_text_is_the_likelihood_alone(trunk):
+    model = MTPForCausalLM.from_trunk(trunk, "mixture", 3, components=3)
+    with_it, plain = (JointCrossEntropy(frozen_trunk=True, balance=b).eval() for b in (0.5, None))
+    one, other = (o(model, make_batch(), rng=Rng(0, torch.arange(3)), step=0) for o in (with_it, plain))
+    assert torch.equal(one.sum, other.sum) and "usage_entropy" in one.metrics

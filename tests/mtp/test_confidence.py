@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from mtp.decoding.confidence import FEATURES, Confidence, Estimate, features, load_confidence
+from mtp.decoding.confidence import FEATURES, Confidence, Estimate, Watch, features, file_name, load_confidence
 from mtp.decoding.direct import decode, pad_left
 from mtp.decoding.speculative import RULES, decode_verified
 from mtp.decoding.warp import Warp
@@ -118,8 +119,8 @@ def tiny():
 class ByTheTokenDrawn(Confidence):
     """The wrong variant: whether x_k is judged turns on x_k, and p is drawn from where it is not."""
 
-    def submitted(self, draft, threshold, drawn=False):
-        return super().submitted(draft, threshold, drawn=True)
+    def within(self, x, threshold, drawn=False):
+        return super().within(x, threshold, drawn=True)
 
     def to(self, device):
         return self
@@ -265,3 +266,31 @@ def test_what_cannot_be_is_refused(trunk):
         decode_verified(model, torch.tensor([[1]]), max_new_tokens=2, verify="jacobi", confidence=confidence(2))
     with pytest.raises(ValueError, match="biased with verify token"):
         decode_verified(model, torch.tensor([[1]]), max_new_tokens=2, confidence=confidence(2), drawn=True)
+
+
+@pytest.mark.parametrize("kept", ["", "{}", "[1]", '{"features": ["entropy"], "after": {}}'])
+def test_a_damaged_estimate_is_one_line(tmp_path, kept):
+    (tmp_path / file_name(Warp())).write_text(kept)
+    with pytest.raises(ValueError, match=r"^[^\n]*fit it again[^\n]*$"):
+        load_confidence(tmp_path, Warp())
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_draft_watched_as_it_grows_ends_where_the_whole_one_does(drawn):
+    one, whole, asked = confidence(bias=4.0), draft(400), []
+
+    class Law(Tensor):
+        """Counts how often it is made one of probabilities."""
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            asked.extend([1] * (func is Tensor.log_softmax))
+            return super().__torch_function__(func, types, args, kwargs)
+
+    logits, watch = [x.as_subclass(Law) for x in whole.logits], Watch(one, 0.4, drawn)
+    for k in range(2, 5):
+        grown = Draft(whole.tokens[:, :k], whole.log_q[:, :k], logits[:k], whole.warp)
+        expected = one.submitted(Draft(grown.tokens, grown.log_q, whole.logits[:k], whole.warp), 0.4, drawn)
+        assert torch.equal(watch.submitted(grown).as_subclass(Tensor), expected)
+        assert watch.ended(grown) == (not expected[:, -1].any())
+    assert len(asked) == 2 * 3  # each position's own, and the one before it

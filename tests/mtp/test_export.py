@@ -68,6 +68,8 @@ def test_the_trunk_alone_is_its_own_class(tmp_path):
         (lambda: attached(LlamaForCausalLM(LlamaConfig(**SIZES)), num_heads=2), "num_attention_heads"),
         (lambda: attached(LlamaForCausalLM(LlamaConfig(**SIZES)), rope_theta=500.0), "rotary"),
         (lambda: attached(LlamaForCausalLM(LlamaConfig(**SIZES, mlp_bias=True))), "biases"),
+        (lambda: attached(LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=32))), "head_dim differs"),
+        (lambda: attached(LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu"))), "hidden_act differs"),
         (lambda: attached(AutoModelForCausalLM.from_config(Qwen3Config(**SIZES, head_dim=16))), "qwen3"),
     ],
 )

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from flowmap.rng import Rng
 from mtp.losses import distillation
 from mtp.losses.distillation import KINDS, compare, divergence
 from mtp.losses.weights import WEIGHTINGS, d_pace
+from mtp.losses.window import Window
 from tests.mtp.test_heads import EXACT, V, context, head
 
 K = 3
@@ -93,11 +95,10 @@ def test_a_rows_weights_are_its_own(name):
 
 def test_objectives_teach_the_head_at_the_trunks_own_states():
     """The state after x_{i+1..i+k−1} is the trunk's at position i+k−1 of the window."""
-    from mtp.objective import _next_states
-
     hidden = torch.arange(2 * 5).view(2, 5, 1).float()
     anchors = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]], dtype=torch.bool)
-    states, known = _next_states(hidden, anchors, 2)
+    blocks = torch.zeros(2, 5, 3, dtype=torch.long)
+    states, known = Window(None, hidden, None, blocks[..., 0], blocks, blocks > 0, anchors, Rng(0)).next_states()
     assert states[..., 0][known].tolist() == [1, 2, 4, 8, 9] and known.tolist() == [
         [True, True],
         [True, False],

@@ -234,3 +234,18 @@ def test_what_makes_no_sense_is_refused():
         on_policy.check("rloo", 4)
     with pytest.raises(ValueError, match="samples 1 must be 2"):
         on_policy.check("rloo-kl", 1)
+
+
+def test_blocks_are_drawn_from_the_law_that_the_gradient_is_taken_of():
+    """Under autocast too: the draw is in fp32 as log q is, whose gradient would be another law's otherwise."""
+    made, drawn, states = head("block-chain", K, dtype=torch.float32), [], torch.zeros(D)
+    ctx, rng = context(torch.float32), Rng(0, torch.arange(3))
+
+    def read(tokens):
+        drawn.append(tokens)
+        return states.expand(*tokens.shape, D)
+
+    for lowered in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            trunk_policy(made, ctx, "rloo-overlap", 2000, read, rng)
+    assert torch.equal(*drawn)

@@ -8,9 +8,10 @@ import torch
 from flowmap.rng import Rng
 from mtp import MTPForCausalLM
 from mtp.batch import TokenBatch
-from mtp.heads.base import Draft
+from mtp.heads.base import Draft, JointHead
 from mtp.losses.distillation import compare
 from mtp.losses.own_samples import choose, own_states
+from mtp.losses.window import Window
 from mtp.objective import JointCrossEntropy
 from tests.mtp.test_objective import make_batch
 
@@ -45,14 +46,14 @@ def test_the_trunk_reads_each_block_as_if_it_were_alone(trunk):
             assert torch.allclose(states[n, k], expected, atol=1e-4), (row, place, k)
 
 
-class TrunkAsHead(torch.nn.Module):
+class TrunkAsHead(JointHead):
     """A head that is the trunk itself: it finds its anchor by the state it is given, and reads on from there."""
 
-    needs_past = False
+    name = "trunk"
 
     def __init__(self, model, window, block_size):
-        super().__init__()
-        self.block_size, self._model, self.window = block_size, (model,), window
+        super().__init__(16, 20, block_size)
+        self._model, self.window = (model,), window
 
     def place(self, ctx):
         hidden = self._model[0].states(self.window)[0]
@@ -84,7 +85,7 @@ def test_a_head_that_is_the_trunk_has_no_loss(trunk, kind):
     targets, mask = batch.blocks(4)
     own = choose(mask[..., 0], 1.0, 4, RNG)
     with torch.no_grad():
-        loss, metrics = objective._own(model, cache, hidden, batch.tokens, targets, mask, own, RNG)
+        loss, metrics = objective._own(Window(model, hidden, cache, batch.tokens, targets, mask, own, RNG))
     overlap, count = metrics["own_acceptance"]
     assert count > 25 and loss.abs() < 1e-4 * count and overlap.item() == pytest.approx(count.item(), rel=1e-4)
 
@@ -143,7 +144,7 @@ def test_a_share_of_the_anchors_is_taught_so_and_the_rest_by_the_text(trunk):
     plain = JointCrossEntropy(frozen_trunk=True).train()(model, rest, rng=RNG, step=0)
     assert torch.equal(loss.metrics["head_nll"][0], plain.metrics["head_nll"][0])
     hidden, cache = model.states(batch.inputs, use_cache=True)
-    part, _ = objective._own(model, cache, hidden, batch.tokens, targets, mask, own, RNG)
+    part, _ = objective._own(Window(model, hidden, cache, batch.tokens, targets, mask, own, RNG))
     assert loss.sum.item() == pytest.approx(plain.sum.item() + part.item() / 2, rel=1e-5)
     objective.eval()
     assert "own_acceptance" not in objective(model, batch, rng=RNG, step=0).metrics
@@ -177,7 +178,7 @@ def test_a_trunk_that_learns_gets_no_gradient_from_what_it_says_of_drawn_prefixe
     targets, mask = batch.blocks(3)
     own = choose(mask[..., 0], 1.0, 3, RNG)
     objective = JointCrossEntropy(own_samples=1.0, distill="cross-entropy").train()
-    loss, _ = objective._own(model, cache, hidden.detach(), batch.tokens, targets, mask, own, RNG)
+    loss, _ = objective._own(Window(model, hidden.detach(), cache, batch.tokens, targets, mask, own, RNG))
     loss.backward()
     table = model.get_output_embeddings().weight
     inner = [p for p in model.trunk.parameters() if p is not table and p is not model.get_input_embeddings().weight]

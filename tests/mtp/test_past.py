@@ -1,5 +1,7 @@
 """Heads that read the text: its own pass, a pass for one anchor, and the cached passes of decoding agree."""
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -11,6 +13,7 @@ from mtp.decoding.speculative import decode_verified
 from mtp.decoding.warp import Warp
 from mtp.heads import NAMES, family
 from mtp.heads.past import Past
+from mtp.losses import distillation
 from mtp.model import MTPForCausalLM
 from mtp.objective import JointCrossEntropy
 
@@ -138,3 +141,38 @@ def test_the_training_loss_is_the_mean_over_anchors_alone(model):
 def test_without_its_past_the_head_says_what_it_lacks(model):
     with pytest.raises(ValueError, match="text before"):
         model.head.log_prob(model.context(torch.zeros(1, 32, dtype=torch.double)), torch.zeros(1, K, dtype=torch.long))
+
+
+@pytest.mark.parametrize("options", [{"distill": "hybrid"}, {"own_samples": 0.7}])
+def test_a_law_made_again_backwards_is_made_by_the_same_attention(model, options):
+    """As the training loop has it in bf16 on a CPU: short attention forwards, and the backward pass outside of it."""
+    from flowmap.attention import ShortAttention
+
+    single, gradients = copy.deepcopy(model).float(), []
+    tokens = torch.randint(V, (2, 12 + K), generator=torch.Generator().manual_seed(5))
+    batch = TokenBatch(tokens, torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool), 12)
+    single.trunk.requires_grad_(False)
+    for fast in (False, True):
+        single.zero_grad()
+        objective = JointCrossEntropy(frozen_trunk=True, **options).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast), ShortAttention():
+            loss = objective(single, batch, rng=Rng(0, torch.arange(2)), step=0)
+        loss.sum.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in single.head.parameters()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.95
+
+
+def test_the_modules_pass_a_text_once_however_many_parts_its_anchors_come_in(model, monkeypatch):
+    tokens = torch.randint(V, (2, 12 + K), generator=torch.Generator().manual_seed(6))
+    batch = TokenBatch(tokens, torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool), 12)
+    objective, found, passes = JointCrossEntropy(frozen_trunk=True, distill="hybrid").train(), [], []
+    hooks = [layer.register_forward_hook(lambda *_: passes.append(1)) for layer in model.head.layers]
+    for logits in (2**22, 5 * V * (K - 1)):  # all 24 anchors at once, or 5 at a time
+        monkeypatch.setattr(distillation, "CHUNK_LOGITS", logits)
+        model.zero_grad()
+        objective(model, batch, rng=Rng(0, torch.arange(2)), step=0).sum.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.head.parameters()]))
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(*found) and found[0].norm() > 0
+    assert len(passes) == 2 * (K - 1)  # and none again backwards

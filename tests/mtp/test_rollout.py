@@ -1,7 +1,10 @@
 """Drawn blocks behind their own prefixes in one pass, and the objective that is made of them, row by row."""
 
+import contextlib
+
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from flowmap.rng import Rng
 from mtp import MTPForCausalLM
@@ -75,3 +78,17 @@ def test_what_goes_with_nothing_is_refused():
             JointCrossEntropy(True, on_policy="rloo-kl", **options)
     with pytest.raises(ValueError, match="has to be frozen"):
         JointCrossEntropy(on_policy="rloo-kl")
+
+
+@pytest.mark.parametrize("window, refused", [(8, True), (9, False)])
+def test_a_trunk_that_looks_back_less_far_than_window_and_block_is_refused(window, refused):
+    """7 positions and the 2 tokens of a block that are read behind the last of them."""
+    config = MistralConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=window, eos_token_id=0,
+    )  # fmt: skip
+    model = MTPForCausalLM.from_trunk(MistralForCausalLM(config), "block-chain", 3, rank=4)
+    model.trunk.requires_grad_(False)
+    objective = JointCrossEntropy(True, on_policy="rloo-overlap").train()
+    with pytest.raises(ValueError, match=f"looks back {window}") if refused else contextlib.nullcontext():
+        objective(model, make_batch(), rng=Rng(0, torch.arange(3)), step=0)

@@ -174,3 +174,9 @@ def test_what_cannot_be_verified_is_refused(trunk):
     assert (
         decode_verified(model, ids, mask, max_new_tokens=4, verify="jacobi", block_size=3).lengths.tolist() == [4] * 3
     )
+
+
+@pytest.mark.parametrize("option", [{"threshold": 0.1}, {"verify": "none", "drawn": True}])
+def test_an_end_of_drafts_needs_an_estimate(trunk, option):
+    with pytest.raises(ValueError, match=r"^[^\n]*confidence"):
+        decode_verified(build(trunk), torch.tensor([PROMPTS[0]]), max_new_tokens=4, **option)

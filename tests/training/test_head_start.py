@@ -1,5 +1,7 @@
 """A run that begins with another run's head, and trains it on its own draws."""
 
+import shutil
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -58,3 +60,21 @@ def test_a_head_of_another_shape_is_refused_in_one_line(first):
         with pytest.raises(ValueError, match=words) as caught:
             build(override(config, **options), Accelerator(cpu=True))
         assert "\n" not in str(caught.value)
+
+
+def test_a_head_that_is_half_a_file_is_refused_in_one_line(first, tmp_path):
+    run, config = first
+    shutil.copytree(model_folder(run), tmp_path / "half")
+    weights = tmp_path / "half" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"^head.start [^\n]* did not load[^\n]*$"):
+        build(override(config, head__start=str(tmp_path / "half")), Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"head__curriculum": 0.5}, {"head__balance": 0.1}, {"head__own_samples": 0.5}, {"head__distill": "hybrid"}],
+)
+def test_what_is_asked_of_a_head_needs_one(first, asked):
+    with pytest.raises(ValueError, match=r"^head\.\w+ needs head.name$"):
+        build(override(load_preset("pairs-10"), head__name=None, **asked), Accelerator(cpu=True))
