@@ -162,6 +162,7 @@ def test_a_law_made_again_backwards_is_made_by_the_same_attention(model, options
     assert torch.cosine_similarity(*gradients, dim=0) > 0.95
 
 
+@pytest.mark.parametrize("model", ["sequential"], indirect=True)
 def test_the_modules_pass_a_text_once_however_many_parts_its_anchors_come_in(model, monkeypatch):
     tokens = torch.randint(V, (2, 12 + K), generator=torch.Generator().manual_seed(6))
     batch = TokenBatch(tokens, torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool), 12)
