@@ -76,6 +76,8 @@ class JointHead(nn.Module):
     """log_prob is known; False: the law is a mean over noise"""
     needs_past: ClassVar[bool] = False
     """reads `BlockContext.past`, the text before an anchor"""
+    learns_past: ClassVar[bool] = False
+    """its nll reads `BlockContext.past`, the text around an anchor; nothing else of it does"""
     stops_early: ClassVar[bool] = False
     """sample takes `until`: asked with the draft so far after each position from 2 on, it ends the draft there by True"""
 
