@@ -111,6 +111,11 @@ class JointHead(nn.Module):
         """x: (N, K') with K' ≤ K → log q(x_k | x_<k) in nats, (N, K'). Differentiable."""
         raise NotImplementedError
 
+    def score(self, ctx: BlockContext, x: Tensor, rng: Rng) -> Tensor:
+        """x: (N, K') → (N, K') nats whose sum over any beginning of the block is −log q of it, or, of a law that is a mean
+        over noise, bounds that from above in mean over rng. rng: addressed by anchor."""
+        return -self.log_prob(ctx, x)
+
     def law(self, ctx: BlockContext, x: Tensor) -> Tensor:
         """x: (N, K') → log q(· | x_<k) of positions 2..K', (N, K'−1, V), teacher-forced and differentiable (K' ≥ 2); the last
         column of x is not looked at. All of it at once: give a few anchors at a time."""

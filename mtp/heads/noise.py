@@ -144,9 +144,8 @@ class NoiseHead(JointHead):
         return Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp)
 
     @torch.no_grad()
-    def bound(self, ctx: BlockContext, x: Tensor, rng: Rng) -> Tensor:
-        """x: (N, K') → (N, K') nats whose sum over any beginning bounds −log q of it from above, in mean over rng; that
-        of position 1 is exact. rng: addressed by anchor."""
+    def score(self, ctx: BlockContext, x: Tensor, rng: Rng) -> Tensor:
+        """By one draw of v. Of exp(−sum) the mean is q itself; positions 1 and 2 are exact."""
         return self._one_draw(ctx, x, rng.uniform("noise", len(x), max(0, x.shape[1] - 2)).to(x.device))
 
     @torch.no_grad()
