@@ -27,8 +27,9 @@ def text_noise(ctx: BlockContext, share: Tensor) -> tuple[Tensor, Tensor]:
     asked[row[known], place[known]] = True
     rows, places = torch.nonzero(asked, as_tuple=True)
     low, width = torch.zeros(2, *asked.shape, dtype=torch.float64, device=share.device)
-    size = chunk_rows(len(ctx.unembedding))
-    for r, p in zip(rows.split(size), places.split(size), strict=True):
-        logits = nn.functional.linear(past.hidden[r, p], ctx.unembedding, ctx.bias)
-        low[r, p], width[r, p] = slice_of(logits.float().softmax(-1), past.tokens[r, p + 1])
+    size, dtype = chunk_rows(len(ctx.unembedding)), ctx.unembedding.dtype
+    with torch.autocast(share.device.type, enabled=False):  # the slices of the law as it is decoded with
+        for r, p in zip(rows.split(size), places.split(size), strict=True):
+            logits = nn.functional.linear(past.hidden[r, p].to(dtype), ctx.unembedding, ctx.bias)
+            low[r, p], width[r, p] = slice_of(logits.float().softmax(-1), past.tokens[r, p + 1])
     return low[row, place] + width[row, place] * share, known

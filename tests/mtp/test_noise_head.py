@@ -1,25 +1,21 @@
-"""The noise head: its law by quadrature, the noise of a text, one pass, and shared noise with the trunk."""
+"""The noise head: its law by quadrature, one pass, and verification under the trunk's own noise."""
 
 import itertools
 
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from flowmap.rng import Rng
 from mtp import MTPForCausalLM
-from mtp.batch import TokenBatch
 from mtp.decoding.direct import pad_left
-from mtp.decoding.slices import left_over, slice_of, within
 from mtp.decoding.speculative import VERIFY, decode_verified
-from mtp.decoding.warp import Warp, inverse_cdf, pick
+from mtp.decoding.warp import Warp, inverse_cdf
 from mtp.heads import build_head
 from mtp.heads.base import BlockContext
 from mtp.heads.noise import NoiseHead
-from mtp.losses.text_noise import text_noise
-from mtp.objective import JointCrossEntropy
 from tests.mtp.test_speculative import PROMPTS, alone, build
+from tests.mtp.test_text_noise import markov
 
 V, D, K = 4, 8, 4
 
@@ -60,43 +56,6 @@ def pvalue(tokens, law):
     expected, big = law * n, law * n > 5
     rest = torch.tensor([n - observed[big].sum(), n - expected[big].sum()]).clamp_min(1e-9)
     return stats.chisquare(torch.cat([observed[big], rest[:1]]), torch.cat([expected[big], rest[1:]])).pvalue
-
-
-# Slices.
-
-
-def laws(rows=4000, seed=0):
-    return (2 * torch.randn(rows, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).log_softmax(
-        -1
-    )
-
-
-def test_every_point_of_a_slice_picks_its_token_and_slices_fill_the_interval():
-    p, g = laws().exp(), torch.Generator().manual_seed(1)
-    token, share = torch.randint(7, (4000,), generator=g), torch.rand(4000, generator=g, dtype=torch.float64)
-    assert torch.equal(inverse_cdf(p, within(p, token, share)), token)
-    low, width = slice_of(p[:, None].expand(-1, 7, -1), torch.arange(7).expand(4000, -1))
-    assert torch.allclose(low[:, 1:], (low + width)[:, :-1]) and torch.allclose(width.sum(1), torch.ones(4000).double())
-    assert not low[:, 0].any()
-
-
-def test_what_a_uniform_leaves_over_leads_back_to_it():
-    log_p, u = laws(), torch.rand(4000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    token, _ = pick(log_p, u)
-    assert torch.allclose(within(log_p.exp(), token, left_over(log_p, u, token)), u)
-
-
-@pytest.mark.parametrize("kind", ["uniforms", "gumbels"])
-@pytest.mark.parametrize("warp", [Warp(), Warp(0.7, 0.8), Warp(0.0)])
-def test_what_is_left_over_is_uniform_whatever_the_token(kind, warp):
-    n, g = 40_000, torch.Generator().manual_seed(3)
-    log_p = warp.log_prob(laws(1).expand(n, -1))
-    uniform = torch.rand(n, 7, generator=g, dtype=torch.float64)
-    noise = uniform[:, 0] if kind == "uniforms" else -(-uniform.log()).log()
-    token, _ = pick(log_p, noise)
-    left = left_over(log_p, noise, token)
-    for x in token.unique():
-        assert stats.kstest(left[token == x], "uniform").pvalue > 1e-3
 
 
 # The law.
@@ -241,181 +200,6 @@ def test_what_has_no_closed_form_is_refused_by_name():
         made.nll(ctx, *whole)
     with pytest.raises(ValueError, match="give the context its past"):
         made.nll(ctx, *whole, rng=Rng(0, torch.arange(2)))
-
-
-# The noise of a text, and what is learned from it.
-
-
-def markov(vocab=V, width=16, std=0.4):
-    """A trunk without a memory: its law of the next token is a table over the last, (V, V)."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab, hidden_size=width, intermediate_size=width, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    trunk = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in trunk.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=std)
-    trunk.model.layers[0].self_attn.o_proj.weight.data.zero_()
-    with torch.no_grad():
-        return trunk, trunk(torch.arange(vocab)[:, None]).logits[:, 0].double().softmax(-1)
-
-
-def walks(table, rows, length, seed=0):
-    """Text of the trunk `markov`."""
-    uniform = Rng(seed, torch.arange(rows)).uniform("walk", rows, length).double()
-    tokens = [(uniform[:, 0] * len(table)).long()]
-    for k in range(1, length):
-        tokens.append(inverse_cdf(table[tokens[-1]], uniform[:, k]))
-    return torch.stack(tokens, 1)
-
-
-def windows(model, text, reach=K):
-    length = text.shape[1] - reach
-    same = torch.zeros_like(text)
-    return TokenBatch(text, same, torch.ones_like(text, dtype=torch.bool), length)
-
-
-@torch.no_grad()
-def read_noise(trunk, text, count=2):
-    model = MTPForCausalLM.from_trunk(trunk, "noise", K)
-    batch = windows(model, text)
-    hidden, _ = model.states(batch.inputs)
-    anchors = torch.zeros(hidden.shape[:2], dtype=torch.bool)
-    anchors[:, ::3] = True
-    ctx = model.anchored(hidden, text, anchors)
-    share = Rng(3, torch.arange(len(ctx.hidden))).uniform("share", len(ctx.hidden), count).double()
-    return (*text_noise(ctx, share), anchors, share)
-
-
-def test_noise_is_uniform_and_independent_for_text_of_the_trunk_and_for_no_other():
-    trunk, table = markov()
-    u, known, *_ = read_noise(trunk, walks(table, 3000, 10))
-    u = u[known.all(1)]
-    assert len(u) == 6000
-    for k in (0, 1):
-        assert stats.kstest(u[:, k], "uniform").pvalue > 1e-3
-    cells = (u * 6).long()
-    assert stats.chi2_contingency(torch.bincount(cells[:, 0] * 6 + cells[:, 1], minlength=36).view(6, 6)).pvalue > 1e-3
-    other = torch.randint(V, (3000, 10), generator=torch.Generator().manual_seed(1))
-    u, known, *_ = read_noise(trunk, other)
-    assert stats.kstest(u[known.all(1)][:, 0], "uniform").pvalue < 1e-10
-
-
-def test_noise_lies_in_the_slice_that_the_trunk_gives_the_token(trunk):
-    """By the trunk's whole pass over each beginning of the text, one at a time."""
-    text = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(0))
-    u, known, anchors, share = read_noise(trunk, text)
-    for n, (row, place) in enumerate(torch.nonzero(anchors).tolist()):
-        for k in range(2):
-            at = place + 1 + k  # of x_{k+1}
-            assert bool(known[n, k]) == (at < anchors.shape[1])
-            if known[n, k]:
-                with torch.no_grad():
-                    p = trunk(text[row : row + 1, : at + 1]).logits[0, -1].double().softmax(-1)
-                token = text[row, at + 1]
-                assert u[n, k].item() == pytest.approx(float(p[:token].sum() + p[token] * share[n, k]), abs=1e-5), (
-                    row,
-                    place,
-                    k,
-                )
-    assert not known.all()
-
-
-def test_the_training_loss_is_the_naive_sum_over_what_is_known():
-    trunk, table = markov()
-    model = MTPForCausalLM.from_trunk(trunk, "noise", K, rank=6).double()
-    made = model.head
-    for parameter in made.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    text = walks(table, 2, 12)
-    batch = windows(model, text)
-    hidden, _ = model.states(batch.inputs)
-    targets, mask = batch.blocks(K)
-    anchors = mask[..., 0]
-    mask = mask[anchors]
-    mask[3, 2:] = False
-    targets, rng = targets[anchors], Rng(0, torch.arange(len(mask)))
-    weights = torch.tensor([9.0, 1.0, 0.5, 2.0])
-    got = made.train().nll(model.anchored(hidden, text, anchors), targets, mask, weights, rng)
-    u, known = text_noise(model.anchored(hidden, text, anchors), rng.uniform("noise", len(mask), K - 2))
-    logits = made.laws(model.context(hidden[anchors]), targets[:, 0], u)
-    naive, count = torch.zeros((), dtype=torch.float64), torch.zeros(K)
-    for n, k in itertools.product(range(len(mask)), range(1, K)):
-        if mask[n, k] and known[n, : k - 1].all():
-            naive = naive - weights[k] * logits[n, k - 1].log_softmax(-1)[targets[n, k]]
-            count[k] += 1
-    assert torch.equal(got.count, count) and count[3] < count[2] < count[1]
-    assert got.loss.item() == pytest.approx(naive.item(), rel=1e-5)
-    parameters = list(made.parameters())
-    grads = (torch.autograd.grad(loss, parameters, retain_graph=True) for loss in (got.loss, naive))
-    for a, b in zip(*grads, strict=True):
-        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
-
-
-def test_cached_states_and_states_made_anew_give_one_loss():
-    trunk, table = markov()
-    model = MTPForCausalLM.from_trunk(trunk, "noise", K).train()
-    batch = windows(model, walks(table, 3, 12))
-    with torch.no_grad():
-        hidden, _ = model.states(batch.inputs)
-    objective = JointCrossEntropy(frozen_trunk=True).train()
-    kept = TokenBatch(batch.tokens, batch.document, batch.scored, batch.length, hidden)
-    one, other = (objective(model, b, rng=Rng(0, torch.arange(3)), step=0) for b in (batch, kept))
-    assert one.sum.item() == pytest.approx(other.sum.item(), rel=1e-6) and one.sum > 0
-
-
-def trained(trunk, text, steps, **options):
-    torch.manual_seed(1)
-    model = MTPForCausalLM.from_trunk(trunk, "noise", 3, rank=16, width=32, **options).train()
-    objective = JointCrossEntropy(frozen_trunk=True).train()
-    optimizer = torch.optim.AdamW(model.head.parameters(), lr=5e-3, weight_decay=0.0)
-    for step in range(steps):
-        rows = torch.arange(32) + 32 * step
-        batch = windows(model, text[rows % len(text)], 3)
-        loss = objective(model, batch, rng=Rng(0, rows, step), step=step)
-        (loss.sum / loss.count).backward()
-        optimizer.param_groups[0]["lr"] = 5e-3 * min(1, 2 * (1 - step / steps))
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
-
-
-@torch.no_grad()
-def distance(model, table):
-    """Total variation of (x_2, x_3) from a chain of that table, mean over x_1; sampled at n a token."""
-    n, far = 4000, []
-    for x_1 in range(len(table)):
-        hidden, _ = model.states(torch.tensor([[0]]))
-        ctx, first = model.context(hidden[:, -1].expand(n, -1)), torch.full((n,), x_1)
-        drawn = model.head.sample(ctx, Warp(), noise=uniforms(n, 3), first=first).tokens
-        found = torch.bincount(drawn[:, 1] * len(table) + drawn[:, 2], minlength=len(table) ** 2) / n
-        far.append(float((found - (table[x_1][:, None] * table).flatten()).abs().sum() / 2))
-    return sum(far) / len(far)
-
-
-def product_distance(table):
-    """The same of a head that has both marginals right and knows no more."""
-    far = [
-        (table[x][:, None] * table - table[x][:, None] * (table[x] @ table)).abs().sum() / 2 for x in range(len(table))
-    ]
-    return float(sum(far) / len(far))
-
-
-def test_a_head_learns_to_read_the_trunks_noise():
-    trunk, table = markov(6)
-    far = distance(trained(trunk, walks(table, 2000, 16), 300), table)
-    assert far < 0.45 * product_distance(table)
-
-
-def test_a_law_other_than_the_trunks_is_learned_with_noise_of_ones_own():
-    """Slices of the trunk say which words it would have written, not which the head will."""
-    trunk, _ = markov(6)
-    table = (1.5 * torch.randn(6, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)).softmax(-1)
-    text = walks(table, 2000, 16)
-    own, by_trunk = (distance(trained(trunk, text, 300, own=n), table) for n in (1, 0))
-    assert own < 0.45 * product_distance(table) and by_trunk > 2 * own
 
 
 # Verification.
