@@ -24,7 +24,7 @@ usage: leaplm COMMAND …        (leaplm COMMAND --help explains one)
            accelerate launch -m leaplm train poker …
   probe    joint validity of what a trained model emits at once
            leaplm probe runs/poker --suite poker --json poker.json
-  perplexity  exact likelihood of held-out text: trunk, and joint head position by position
+  perplexity  likelihood of held-out text, exact or a bound: trunk, and joint head position by position
            leaplm perplexity runs/independent runs/block-chain --json nll.json
   accept   how many drafted tokens the trunk lets stand, by rule and temperature
            leaplm accept runs/block-chain --verify token block

@@ -8,6 +8,8 @@ from eval.likelihood import BlockLikelihood, gap_closed, standard_error
 from eval.loading import LoadedRun
 from eval.records import record
 from eval.speed.floor import flop_counter
+from flowmap.rng import Rng
+from mtp.decoding.warp import Warp
 
 
 def block_records(
@@ -18,16 +20,19 @@ def block_records(
     context: int | None = None,
 ) -> list[dict[str, Any]]:
     """Head and trunk on the same targets. independent: that head's result on the same trunk, for the
-    share of the gap closed, which means nothing without the trunk's own NLL and the head's size beside it."""
+    share of the gap closed, which means nothing without the trunk's own NLL and the head's size beside it. Of a head
+    that is bounded only, the share is one at least, and a later position alone has no nll."""
     size = result.head.shape[1]
     last = f"2-{size}"
     contract = {"block": size, "steps": 1, "nfe": 1, "dtype": "float32", "ema": run.ema, "context": context}
     common: dict[str, Any] = {"on": on, "split": "validation", "run": run.name, "train_seed": run.train_seed}
+    kind = "exact" if run.head.exact else "bound"
     common |= {"kind": "exact", "contract": contract, "n": int(result.count.sum())}
     documents: dict[str, Any] = {"stderr_over": "documents", **common}
     records = []
     for subject, sums in ((run.subject, result.head), ("trunk", result.trunk)):
-        spans = {str(k + 1): [k] for k in range(size)} | {last: list(range(1, size))}
+        told = size if subject == "trunk" or run.head.exact else 1
+        spans = {str(k + 1): [k] for k in range(told)} | {last: list(range(1, size))}
         for positions, columns in spans.items():
             part = sums[:, columns].mean(1)
             error = standard_error(part, result.count)
@@ -35,15 +40,16 @@ def block_records(
             nats: dict[str, Any] = {**documents, "subject": subject, "stderr": error, "unit": "nats/token"}
             if subject == "trunk":
                 nats["train_seed"] = run.trunk_seed
+            elif positions != "1":
+                nats["kind"] = kind
             records.append(record("nll", value, positions=positions, **nats))
         whole = sums.mean(1)
         value, error = whole.sum() / result.count.sum(), standard_error(whole, result.count)
         records.append(record("block_nll", value, **{**nats, "stderr": error}))
     if independent is not None:
         share, error = gap_closed(independent, result)
-        records.append(
-            record("gap_closed", share, subject=run.subject, stderr=error, unit="fraction", positions=last, **documents)
-        )
+        gap: dict[str, Any] = {**documents, "subject": run.subject, "stderr": error, "kind": kind}
+        records.append(record("gap_closed", share, unit="fraction", positions=last, **gap))
     head_flops, trunk_flops = flops(run, size)
     head_size, trunk_size = (sum(p.numel() for p in part.parameters()) for part in (run.head, run.model.trunk))
     for subject, size, cost, unit in (
@@ -65,7 +71,10 @@ def flops(run: LoadedRun, block_size: int | None = None, window: int = 256) -> t
     hidden, _ = run.model.states(ids[:, :1])
     context = run.model.anchored(hidden, ids, torch.ones(1, 1, dtype=torch.bool, device=ids.device))
     with flop_counter() as whole:
-        run.head.log_prob(context, ids[:, : block_size or run.block_size])
+        if run.head.exact:
+            run.head.log_prob(context, ids[:, : block_size or run.block_size])
+        else:
+            run.head.sample(context, Warp(), Rng(0, ids[:, 0]), block_size=block_size)
     with flop_counter() as first:
         context.first_logits()
     return whole.get_total_flops() - first.get_total_flops(), trunk.get_total_flops() // window

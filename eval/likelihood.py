@@ -1,4 +1,5 @@
-"""Exact likelihood of text, summed for each document, so that the data error can be bootstrapped.
+"""Likelihood of text, summed for each document, so that the data error can be bootstrapped. Exact, or for heads whose
+law is a mean over noise a bound from one draw of it at each anchor, whose error is part of the documents' own.
 
 Three scores of the same store from one pass: the trunk's own chain; the block law −log q(x_{i+1..i+K} | h_i) at every
 position i, beside the trunk's chain on the very same targets (their difference is the
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flowmap.rng import Rng
 from mtp.batch import TokenBatch
 from mtp.losses.linear_nll import row_nll
 from training.data.store import TokenStore
@@ -54,11 +56,17 @@ class Likelihoods:
 
 @torch.no_grad()
 def likelihoods(
-    model: Any, store: TokenStore, length: int, sizes: Sequence[int] = (), batch: int = 8, quiet: bool = False
+    model: Any,
+    store: TokenStore,
+    length: int,
+    sizes: Sequence[int] = (),
+    batch: int = 8,
+    quiet: bool = False,
+    seed: int = 0,
 ) -> Likelihoods:
     """All scores from one pass. model: trunk and head. length: tokens of context at most. sizes: of blocks, the head's
     at most: a causal head's first k positions are its law of k tokens. The direct law covers the same tokens as
-    the chain's; a document's last block may be short."""
+    the chain's; a document's last block may be short. seed: of bounds, addressed by the anchor's place in the store."""
     documents, largest = len(store.offsets) - 1, max(sizes, default=1)
     chain = Likelihood(*np.zeros((2, documents)))
     blocks = {
@@ -74,7 +82,9 @@ def likelihoods(
             continue
         anchors = mask[..., 0]
         nll = own.new_zeros(targets.shape)
-        nll[anchors] = -model.head.log_prob(model.anchored(hidden, part.tokens, anchors), targets[anchors])
+        assert part.position is not None
+        rng = Rng(seed, part.position[:, : part.length][anchors])
+        nll[anchors] = model.head.score(model.anchored(hidden, part.tokens, anchors), targets[anchors], rng)
         # the trunk's loss at the K targets of position i: those of positions i..i+K−1; the last lie in the next window
         follows = torch.nn.functional.pad(own, (0, largest - 1)).unfold(1, largest, 1)
         place, offset = torch.arange(part.length, device=hidden.device), _offset(part, store)

@@ -1,4 +1,4 @@
-"""`leaplm perplexity`: exact likelihood of held-out text, trunk and joint head, with its data error."""
+"""`leaplm perplexity`: likelihood of held-out text, trunk and joint head, with its data error; exact, or a bound."""
 
 import math
 from typing import Any
@@ -17,6 +17,8 @@ from eval.tables import print_row
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
 from training.data.store import TokenStore
+
+MONTE_CARLO = {"exact": "none: exact", "bound": "bound: one draw"}
 
 
 def run(args: Any, command: list[str]) -> None:
@@ -42,7 +44,7 @@ def measure(
     blocks: tuple[int, ...] | None = None,
     independent: dict[int, BlockLikelihood] | None = None,
 ) -> list[dict[str, Any]]:
-    """Everything that is exact of one run on one text. blocks: sizes, default those of 2, 4, 8 and 16 that the head
+    """All that is known of one run on one text. blocks: sizes, default those of 2, 4, 8 and 16 that the head
     reaches, and its own. independent: that head's results by block size; filled by it, read by the others."""
     sizes = block_sizes(run, blocks) if run.model.head is not None else []
     found = likelihoods(run.model, store, length, sizes)
@@ -114,7 +116,7 @@ def _common(
 ) -> dict[str, Any]:
     contract = {"block": size, "steps": 1, "nfe": 1, "dtype": "float32", "ema": run.ema, "context": length}
     return {
-        "on": on, "subject": subject, "kind": "exact", "stderr_over": "documents", "n": int(result.count.sum()),
+        "on": on, "subject": subject, "kind": "exact" if subject == "trunk" or run.head.exact else "bound", "stderr_over": "documents", "n": int(result.count.sum()),
         "split": split, "run": run.name, "train_seed": run.trunk_seed if subject == "trunk" else run.train_seed, "contract": contract,
     }  # fmt: skip
 
@@ -146,4 +148,4 @@ def _print(run: LoadedRun, records: list[dict[str, Any]]) -> None:
             r.get("positions", ""),
         ]
         error = f"{r['stderr']:.2g}" if "stderr" in r else ""
-        print_row(" ".join(filter(None, parts)), f"{r['value']:.5g}", error, "none: exact", r["unit"])
+        print_row(" ".join(filter(None, parts)), f"{r['value']:.5g}", error, MONTE_CARLO[r["kind"]], r["unit"])

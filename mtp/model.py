@@ -131,7 +131,7 @@ class MTPForCausalLM(PreTrainedModel, GenerationMixin):
     def anchored(self, hidden: Tensor, tokens: Tensor, anchors: Tensor, own_block: bool = True) -> BlockContext:
         """The context of blocks of text. hidden: (batch, length, d), the states of tokens (batch, ≥ length); anchors:
         (batch, length) bool. own_block: the blocks asked about are the text's own tokens past each anchor."""
-        if self.head is None or not self.head.needs_past:
+        if self.head is None or not (self.head.needs_past or self.head.learns_past):
             return self.context(hidden[anchors])
         from mtp.heads.past import Past
 

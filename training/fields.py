@@ -100,11 +100,11 @@ class HeadConfig:
 
     name: str | None = None
     """independent, blockwise, medusa; first-order-chain, recurrent-chain, gru-chain, block-chain, text-chain,
-    lattice-chain; mixture, mixture-of-chains, hidden-markov, tree; sequential; flow-map; none: the trunk alone"""
+    lattice-chain; mixture, mixture-of-chains, hidden-markov, tree; sequential; noise; flow-map; none: the trunk alone"""
     block_size: Count = 4
     """K, tokens per trunk pass, from 2 to 16"""
     rank: Count | None = None
-    """ρ of a chain's low-rank logits, default 256; a head without a chain has none"""
+    """ρ of a chain's or noise head's low-rank logits, default 256; the others have none"""
     options: Annotated[dict[str, int | float], PAIRS] = field(default_factory=dict)
     """more of the family's own options: projection_width, width, num_layers, …"""
     weight: Rate = 1.0

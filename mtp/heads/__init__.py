@@ -24,6 +24,7 @@ _HOMES = {
     "tree": ("mtp.heads.circuits", "TreeHead"),
     "sequential": ("mtp.heads.sequential", "SequentialHead"),
     "flow-map": ("mtp.heads.flow_map", "FlowMapHead"),
+    "noise": ("mtp.heads.noise", "NoiseHead"),
 }
 NAMES = tuple(_HOMES)
 

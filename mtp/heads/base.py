@@ -75,6 +75,8 @@ class JointHead(nn.Module):
     """log_prob is known; False: the law is a mean over noise"""
     needs_past: ClassVar[bool] = False
     """reads `BlockContext.past`, the text before an anchor"""
+    learns_past: ClassVar[bool] = False
+    """its nll reads `BlockContext.past`, the text around an anchor; nothing else of it does"""
     stops_early: ClassVar[bool] = False
     """sample takes `until`: asked with the draft so far after each position from 2 on, it ends the draft there by True"""
 
@@ -107,6 +109,11 @@ class JointHead(nn.Module):
     def log_prob(self, ctx: BlockContext, x: Tensor) -> Tensor:
         """x: (N, K') with K' ≤ K → log q(x_k | x_<k) in nats, (N, K'). Differentiable."""
         raise NotImplementedError
+
+    def score(self, ctx: BlockContext, x: Tensor, rng: Rng) -> Tensor:
+        """x: (N, K') → (N, K') nats whose sum over any beginning of the block is −log q of it, or, of a law that is a mean
+        over noise, bounds that from above in mean over rng. rng: addressed by anchor."""
+        return -self.log_prob(ctx, x)
 
     def law(self, ctx: BlockContext, x: Tensor) -> Tensor:
         """x: (N, K') → log q(· | x_<k) of positions 2..K', (N, K'−1, V), teacher-forced and differentiable (K' ≥ 2); the last

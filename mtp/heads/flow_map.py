@@ -12,9 +12,6 @@ draft law is so for every z, hence on the whole. They are no score of the block.
 Shapes: N anchors, M = K−1 states, V words, d the trunk's width.
 """
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -24,17 +21,9 @@ from flowmap.path import expand
 from flowmap.rng import Rng
 from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.heads.block_map import BlockMap, Given
+from mtp.heads.estimate import Estimate, every_draw, rows_of
 from mtp.heads.readout import PositionProjection
 from mtp.losses.linear_nll import row_nll
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """log_prob: (N,) nats, the logarithm of a mean over draws, so too low on average: −log_prob bounds the NLL from
-    above in expectation. stderr: (N,), by the delta method; itself too small where few draws carry the mean."""
-
-    log_prob: Tensor
-    stderr: Tensor
 
 
 class FlowMapHead(JointHead):
@@ -103,7 +92,7 @@ class FlowMapHead(JointHead):
         rows = torch.arange(len(tokens), device=tokens.device)
         if self.training:
             rows = rows[rng.uniform("scored", len(rows)).to(rows.device) < self.scored]
-        nll = self._bound(given[rows], tokens[rows], _rows(rng, rows)).float()
+        nll = self._bound(given[rows], tokens[rows], rows_of(rng, rows)).float()
         return block_nll(loss, nll, mask[rows])
 
     def _loss(self, given: Given, tokens: Tensor, weights: Tensor, rng: Rng) -> Tensor:
@@ -149,20 +138,16 @@ class FlowMapHead(JointHead):
 
         log p(x_1 | h) + log 1/draws Σ_z Π_k p_{1/n→0}(X_{1→1/n}(z))[x_k]
         """
-        if draws < 2:
-            raise ValueError(f"draws {draws}: a standard error takes 2 at least")
+        rows, draw = every_draw(len(x), draws, x.device)
         tokens = nn.functional.pad(x[:, 1:], (0, self.block_size - x.shape[1]), value=-1)
         given, size = self.given(ctx, x[:, 0]), self.map.rows_at_once(self.block_size - 1)
-        rows = torch.arange(len(x), device=x.device).repeat_interleave(draws)
-        draw = torch.arange(draws, device=x.device).repeat(len(x))
         nll = []
         for row, n in zip(rows.split(size), draw.split(size), strict=True):
-            features, x_t, t = self._jumps(self._noise(len(row), _rows(rng, row, n)), given[row])
+            features, x_t, t = self._jumps(self._noise(len(row), rows_of(rng, row, n)), given[row])
             nll.append((self.map.nll(features, x_t, t, given, tokens[row]) * (tokens[row] >= 0)).sum(1))
-        log_p = -torch.cat(nll).double().view(len(x), draws)
-        mean = log_p.logsumexp(1) - math.log(draws)
-        error = (log_p - mean[:, None]).exp().std(1) / draws**0.5
-        return Estimate(mean - row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias), error)
+        rest = Estimate.of(-torch.cat(nll).double().view(len(x), draws))
+        first = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)
+        return Estimate(rest.log_prob - first, rest.stderr)
 
     def _noise(self, count: int, rng: Rng) -> Tensor:
         like = self.map.codebook.weight
@@ -187,14 +172,6 @@ class FlowMapHead(JointHead):
 
     def mode(self, ctx):
         raise NotImplementedError(f"{self.name}: the mode of a mean over noise needs a search; sample instead")
-
-
-def _rows(rng: Rng, rows: Tensor, draw: Tensor | int = 0) -> Rng:
-    """The randomness of some rows, one draw of many where `draw` counts them."""
-    if rng.samples is None:
-        raise ValueError("rng must be addressed: Rng(seed, samples), one sample an anchor")
-    batch = rng.batch if isinstance(rng.batch, int) else rng.batch.to(rows.device)[rows]
-    return Rng(rng.seed, rng.samples.to(rows.device)[rows], batch + (draw << 32))
 
 
 def _expanded(noise: Tensor) -> Rng:

@@ -36,6 +36,23 @@ def test_the_gap_closed_stands_beside_the_trunks_nll_and_the_heads_size(run):
     assert all(r["kind"] == "exact" and r["train_seed"] == 3 for r in records.values())
 
 
+def test_of_a_head_that_is_bounded_only_the_bounds_are_told(run):
+    trunk = run.model.trunk
+    noise = LoadedRun("run", MTPForCausalLM.from_trunk(trunk, "noise", K, rank=8), None, "noise", 3, 0.9, {})
+    count = np.array([10.0, 30.0])
+    made = BlockLikelihood(np.outer(count, [1, 3, 2]), np.outer(count, [1, 2, 2]), count)
+    base = BlockLikelihood(np.outer(count, [1, 4, 4]), np.outer(count, [1, 2, 2]), count)
+    kinds = {
+        (r["metric"], r.get("positions")): r["kind"]
+        for r in block_records(noise, made, "toy", base)
+        if r["subject"] == "noise"
+    }
+    assert kinds == {
+        ("nll", "1"): "exact", ("nll", "2-3"): "bound", ("block_nll", None): "bound", ("gap_closed", "2-3"): "bound",
+        ("parameters", None): "exact", ("flops", None): "exact",
+    }  # fmt: skip
+
+
 def test_flops_of_a_head_are_its_matrix_products(run):
     width = 2 * D
     projection = 2 * (K - 1) * 2 * D * width  # up and down

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -100,6 +101,9 @@ class Oracle(nn.Module):
                 made[n, k] = torch.tensor(self.conditional((*prefix, *block[:k]))).log_softmax(0)[token]
         return made
 
+    def score(self, ctx, x, rng):
+        return -self.log_prob(ctx, x)
+
     def conditional(self, prefix):
         mass = [sum(p for text, p in LAW.items() if text[: len(prefix) + 1] == (*prefix, v)) for v in range(V)]
         total = sum(mass)  # off the law any conditional will do
@@ -118,6 +122,21 @@ def test_every_scorer_spends_exactly_the_whole_probability(name, make, head):
     model = made(make, head)
     got = certify(lambda store: SCORERS[name](model, store), V, L)
     assert got.holds and got.exact and got.stderr == 0
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_one_draw_of_a_mean_over_noise_spends_the_whole_probability_in_mean(size):
+    """Blocks one after another; each anchor's noise is its own."""
+    model = fresh("noise")
+    for parameter in model.head.parameters():  # laws that vary less inside a slice, so that few repeats do
+        nn.init.normal_(parameter, std=0.2)
+
+    def score(store):
+        found = [likelihoods(model, store, L + 1, [size], 64, True, seed).direct[size].sums for seed in range(30)]
+        return np.stack(found)
+
+    got = certify(score, V, L)
+    assert got.exact and got.stderr < 0.02 and (got.stderr > 1e-7) == (size > 2)
 
 
 @pytest.mark.parametrize("name", SCORERS)
