@@ -68,12 +68,21 @@ class Draft:
         return self.warp.log_prob(self.logits[k])
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """log_prob: nats, the logarithm of a mean over draws, so too low on average: −log_prob bounds the NLL from
+    above in expectation. stderr: alike, by the delta method; itself too small where few draws carry the mean."""
+
+    log_prob: Tensor
+    stderr: Tensor
+
+
 class JointHead(nn.Module):
     """The law q(x_1..x_K | h). A head is built from sizes alone and owns no trunk weights."""
 
     name: ClassVar[str]
     exact: ClassVar[bool] = True
-    """log_prob is known; False: the law is a mean over noise"""
+    """log_prob is known; False: the law is a mean over noise, see estimate_prefixes"""
     needs_past: ClassVar[bool] = False
     """reads `BlockContext.past`, the text before an anchor"""
     stops_early: ClassVar[bool] = False
@@ -108,6 +117,11 @@ class JointHead(nn.Module):
     def log_prob(self, ctx: BlockContext, x: Tensor) -> Tensor:
         """x: (N, K') with K' ≤ K → log q(x_k | x_<k) in nats, (N, K'). Differentiable."""
         raise NotImplementedError
+
+    def estimate_prefixes(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> Estimate:
+        """Of a head that is not exact. x: (N, K') with K' ≤ K → log q(x_1..x_k) for every k, (N, K'), from `draws` of
+        the noise for each row; rng: addressed by anchor."""
+        raise NotImplementedError(f"{self.name}: log_prob is exact, there is nothing to estimate")
 
     def law(self, ctx: BlockContext, x: Tensor) -> Tensor:
         """x: (N, K') → log q(· | x_<k) of positions 2..K', (N, K'−1, V), teacher-forced and differentiable (K' ≥ 2); the last

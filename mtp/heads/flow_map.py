@@ -13,7 +13,6 @@ Shapes: N anchors, M = K−1 states, V words, d the trunk's width.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +21,10 @@ from flowmap.backbone import BackboneConfig
 from flowmap.objectives.tokens import ProgressiveKL, TokenStates, VariationalBound
 from flowmap.path import expand
 from flowmap.rng import Rng
-from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
+from mtp.heads.base import BlockContext, BlockNLL, Draft, Estimate, JointHead, block_nll, first_token, row_weights
 from mtp.heads.block_map import BlockMap, Given
 from mtp.heads.readout import PositionProjection
 from mtp.losses.linear_nll import row_nll
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """log_prob: (N,) nats, the logarithm of a mean over draws, so too low on average: −log_prob bounds the NLL from
-    above in expectation. stderr: (N,), by the delta method; itself too small where few draws carry the mean."""
-
-    log_prob: Tensor
-    stderr: Tensor
 
 
 class FlowMapHead(JointHead):
@@ -144,10 +134,10 @@ class FlowMapHead(JointHead):
         return Draft(tokens, log_q, [first_logits, *logits.unbind(1)], warp)
 
     @torch.no_grad()
-    def estimate_log_prob(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> Estimate:
-        """x: (N, K') with K' ≤ K → log q(x_1..x_K' | h) at `steps`, from `draws` of z for each row:
+    def estimate_prefixes(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> Estimate:
+        """At `steps`, from `draws` of z for each row:
 
-        log p(x_1 | h) + log 1/draws Σ_z Π_k p_{1/n→0}(X_{1→1/n}(z))[x_k]
+        log p(x_1 | h) + log 1/draws Σ_z Π_{j=2}^k p_{1/n→0}(X_{1→1/n}(z))[x_j]
         """
         if draws < 2:
             raise ValueError(f"draws {draws}: a standard error takes 2 at least")
@@ -158,11 +148,17 @@ class FlowMapHead(JointHead):
         nll = []
         for row, n in zip(rows.split(size), draw.split(size), strict=True):
             features, x_t, t = self._jumps(self._noise(len(row), _rows(rng, row, n)), given[row])
-            nll.append((self.map.nll(features, x_t, t, given, tokens[row]) * (tokens[row] >= 0)).sum(1))
-        log_p = -torch.cat(nll).double().view(len(x), draws)
-        mean = log_p.logsumexp(1) - math.log(draws)
-        error = (log_p - mean[:, None]).exp().std(1) / draws**0.5
-        return Estimate(mean - row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias), error)
+            nll.append(self.map.nll(features, x_t, t, given, tokens[row])[:, : x.shape[1] - 1])
+        log_p = -torch.cat(nll).double().view(len(x), draws, -1).cumsum(2)
+        rest = log_p.logsumexp(1) - math.log(draws)
+        error = ((log_p - rest[:, None]).exp() - 1).square().sum(1).div(draws * (draws - 1)).sqrt()
+        first = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]
+        return Estimate(nn.functional.pad(rest, (1, 0)) - first, nn.functional.pad(error, (1, 0)))
+
+    def estimate_log_prob(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> Estimate:
+        """x: (N, K') with K' ≤ K → log q(x_1..x_K' | h), (N,)."""
+        found = self.estimate_prefixes(ctx, x, rng, draws)
+        return Estimate(found.log_prob[:, -1], found.stderr[:, -1])
 
     def _noise(self, count: int, rng: Rng) -> Tensor:
         like = self.map.codebook.weight
