@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
 from benchmarks.head_rates import BLOCKS, RATES
-from eval.likelihood import BlockLikelihood, likelihoods
+from eval.likelihood import DRAWS, BlockLikelihood, likelihoods
 from eval.loading import load_run
 from eval.perplexity import measure as measure_text
 from eval.records import seeds_mean
@@ -27,7 +27,7 @@ from eval.validity.open import OPEN_SUITES
 from eval.validity.open_probe import open_cases, probe_open
 from eval.validity.probe import probe
 from eval.validity.suites import load_suite
-from mtp.heads import NAMES
+from mtp.heads import NAMES, family
 from training.config import RunConfig, load_preset, override, to_dict
 from training.data.corpus import load_corpus
 from training.data.known import KNOWN, local_paths
@@ -111,6 +111,8 @@ def text_cell(
     inputs = {"trunk": to_dict(trunk_config), "head": stated, "blocks": list(BLOCKS), "text": text}
     if head != "independent":
         inputs["base rate"] = RATES["independent"]
+    if not family(head).exact:
+        inputs["draws"] = DRAWS
 
     def measure() -> list[dict[str, Any]]:
         folder = runs / on / name
