@@ -1,4 +1,4 @@
-"""Tokens that a pass of the trunk commits, for every head of benchmarks.heads on text: rules, temperatures, K = 2, 4, 8.
+"""Tokens that a pass of the trunk commits, for heads of benchmarks.heads on text: rules, temperatures, K = 2, 4, 8.
 
     python -m benchmarks.acceptance [--on stdlib] [--heads ...] [--seeds 0 1 2] [--kept]
 
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import cell
-from benchmarks.heads import BLOCKS, HEADS, TEXTS, text_config
+from benchmarks.head_rates import BLOCKS
+from benchmarks.heads import HEADS, TEXTS, text_config
 from eval.acceptance import measure as accepted
 from eval.loading import load_run
 from eval.records import seeds_mean
 from mtp.decoding.warp import Warp
+from mtp.heads import NAMES
 from training.config import load_preset, override, to_dict
 from training.loop import train
 from training.mtp_task import build
@@ -31,7 +33,7 @@ NUM, PROMPT, NEW = 128, 32, 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", nargs="+", default=["stdlib"], choices=TEXTS)
-    parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
+    parser.add_argument("--heads", nargs="+", default=HEADS, choices=NAMES, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/heads"))
     parser.add_argument("--kept", action="store_true", help="the table of the cells that are there; measures nothing")
@@ -74,7 +76,7 @@ def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:
     print(f"\n{on}: tokens a pass of the trunk commits")
     print("| head | K | rule | " + " | ".join(f"T = {t:g}" for t in TEMPERATURES) + " |")
     print("|---" * (3 + len(TEMPERATURES)) + "|")
-    for head, block, verify in product(HEADS, BLOCKS, VERIFY):
+    for head, block, verify in product(NAMES, BLOCKS, VERIFY):
         cells = []
         for temperature in TEMPERATURES:
             wanted = {"block": block, "verify": verify, "temperature": temperature}

@@ -23,16 +23,8 @@ Build = Callable[[RunConfig, Accelerator], Task]
 def measure_costs(
     configs: Mapping[str, RunConfig], build: Build, on: str, file: Path, command: list[str], rounds: int = 15
 ) -> None:
-    """One thread, optimizer included: medians over rounds in which all take turns."""
-    torch.set_num_threads(1)
-    steps = {name: one_step(config, build) for name, config in configs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for n in tqdm(range(rounds + 2), desc=f"{on}, training steps"):
-        for name, run in steps.items():
-            start = time.process_time()
-            run()
-            if n > 1:
-                seconds[name].append(time.process_time() - start)
+    """Median CPU time of a step of each, as records."""
+    seconds = cpu_seconds(configs, build, on, rounds)
     records: list[dict[str, Any]] = [
         record(
             "latency", float(np.median(times)), on=on, subject=name, kind="estimate", n=rounds,
@@ -43,6 +35,20 @@ def measure_costs(
     write_records(file, command, records)
     for r in records:
         print(f"{r['subject']}: {r['value'] * 1e3:.1f} ms")
+
+
+def cpu_seconds(configs: Mapping[str, RunConfig], build: Build, on: str, rounds: int = 15) -> dict[str, list[float]]:
+    """Of a step of each, by round: one thread, optimizer included, all take turns; two rounds of warm-up are not kept."""
+    torch.set_num_threads(1)
+    steps = {name: one_step(config, build) for name, config in configs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for n in tqdm(range(rounds + 2), desc=f"{on}, training steps"):
+        for name, run in steps.items():
+            start = time.process_time()
+            run()
+            if n > 1:
+                seconds[name].append(time.process_time() - start)
+    return seconds
 
 
 def one_step(config: RunConfig, build: Build) -> Callable[[], object]:

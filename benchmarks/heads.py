@@ -4,7 +4,7 @@
     python -m benchmarks.heads --on stdlib --heads block-chain independent --seeds 0
 
 Each cell trains (or resumes, or finds trained) its run under --runs, measures it, and is kept in
-benchmarks/results/heads/; the tables at the end are RESULTS.md's. On text a seed has its own trunk,
+benchmarks/results/heads/; the tables at the end are RESULTS.md's. Heads: the four of the claims, or any others named. On text a seed has its own trunk,
 frozen, and all heads of that seed on it; a head is trained at K = 8 and scored at 2, 4 and 8. Sets
 that are not here are left out, with a word.
 """
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
-from eval.likelihood import BlockLikelihood, likelihoods
+from benchmarks.head_rates import BLOCKS, RATES
+from eval.likelihood import DRAWS, BlockLikelihood, likelihoods
 from eval.loading import load_run
 from eval.perplexity import measure as measure_text
 from eval.records import seeds_mean
@@ -26,6 +27,7 @@ from eval.validity.open import OPEN_SUITES
 from eval.validity.open_probe import open_cases, probe_open
 from eval.validity.probe import probe
 from eval.validity.suites import load_suite
+from mtp.heads import NAMES, family
 from training.config import RunConfig, load_preset, override, to_dict
 from training.data.corpus import load_corpus
 from training.data.known import KNOWN, local_paths
@@ -39,9 +41,6 @@ SUITES = (
     "poker-draw",
 )  # fmt: skip
 TEXTS = ("stdlib", "wikitext2", "tinyshakespeare")
-RATES = {"independent": 8e-3, "first-order-chain": 8e-3, "recurrent-chain": 8e-3, "block-chain": 4e-3}
-"""Learning rates on text, each the best of benchmarks.rates or within its flat bottom."""
-BLOCKS = (2, 4, 8)
 NUM = 20_000
 """Samples of a suite, shared among its prompts."""
 
@@ -49,7 +48,7 @@ NUM = 20_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", nargs="+", default=[*SUITES, *TEXTS], choices=[*SUITES, *TEXTS])
-    parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
+    parser.add_argument("--heads", nargs="+", default=HEADS, choices=NAMES, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/heads"))
     parser.add_argument(
@@ -112,6 +111,8 @@ def text_cell(
     inputs = {"trunk": to_dict(trunk_config), "head": stated, "blocks": list(BLOCKS), "text": text}
     if head != "independent":
         inputs["base rate"] = RATES["independent"]
+    if not family(head).exact:
+        inputs["draws"] = DRAWS
 
     def measure() -> list[dict[str, Any]]:
         folder = runs / on / name
@@ -173,7 +174,7 @@ def print_tables(records: Sequence[dict[str, Any]]) -> None:
         print(f"\n{on}: the trunk's own chain {value(on, 'trunk', 1, 'nll')} nats a token")
         print("| head | K | block NLL | direct NLL | positions 2–K | trunk there | gap closed | parses |")
         print("|---|---|---|---|---|---|---|---|")
-        for head, k in product(HEADS, BLOCKS):
+        for head, k in product(NAMES, BLOCKS):
             if (on, head, k, "block_nll", None, None, None) in by:
                 cells = [
                     value(on, head, k, "block_nll"),
@@ -187,7 +188,7 @@ def print_tables(records: Sequence[dict[str, Any]]) -> None:
     print("\n| suite | head | K | validity | the same model's trunk alone | TV | exact sampling's TV | exact TV |")
     print("|---|---|---|---|---|---|---|---|")
     suites = dict.fromkeys(r["on"] for r in records if r["metric"] == "total_variation")
-    for on, head in product(suites, HEADS):
+    for on, head in product(suites, NAMES):
         for k in sorted({key[2] for key in by if key[:2] == (on, head)}):
             cells = [
                 value(on, head, k, "validity", digits=4),

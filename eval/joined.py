@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.head_table import NOTE, filled, head_rows, wide
 from eval.pictures import Point, bars, plot
 from eval.records import read_records, seeds_mean
 from eval.report import Sample, Section, write_report
@@ -42,6 +43,7 @@ def run(args: Any, command: list[str]) -> None:
             raise ValueError(f"{name} is no run directory, JSON file of records or JSONL file of samples")
     records = list({json.dumps(r, sort_keys=True): r for r in records}.values())  # kept by a run and given as a file
     sections = [
+        *_side_by_side(records),
         *_speed_against_quality(records),
         *_nll_against_block(records),
         *_validity(records),
@@ -68,6 +70,22 @@ def _over_seeds(records: Records) -> dict[str, Any]:
 def _label(r: dict[str, Any]) -> str:
     block = r.get("contract", {}).get("block", 1) if r.get("run") else 1
     return r["subject"] if block == 1 else f"{r['subject']} K={block}"
+
+
+def _side_by_side(records: Records) -> list[Section]:
+    """A row for each head, where a text's heads have been measured in more than one way."""
+    sections = []
+    asked = {
+        (r["on"], r["contract"]["block"])
+        for r in records
+        if r["metric"] in ("direct_nll", "accepted_length") and "block" in r.get("contract", {})
+    }
+    for on, block in sorted(asked):
+        rows = filled(head_rows(records, on, block))
+        ways = {cell.record["metric"] for cells in rows.values() for cell in cells if cell.record is not None}
+        if len(ways) > 1:
+            sections.append(Section(f"Heads side by side: {on}, K = {block}", NOTE, table=wide(rows)))
+    return sections
 
 
 def _speed_against_quality(records: Records) -> list[Section]:

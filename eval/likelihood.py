@@ -5,6 +5,7 @@ Three scores of the same store from one pass: the trunk's own chain; the block l
 position i, beside the trunk's chain on the very same targets (their difference is the
 misspecification gap); and the direct law, the text cut into consecutive blocks and scored by the head
 alone, which is the likelihood of what verification-free decoding writes.
+Where a head is not exact its law is a mean over DRAWS of its noise, and what is summed a bound, in expectation.
 Text is cut into windows; a token's context is its window before it, at most.
 """
 
@@ -22,6 +23,8 @@ from mtp.batch import TokenBatch
 from mtp.losses.linear_nll import row_nll
 from training.data.store import TokenStore
 from training.data.windows import TextWindows
+
+DRAWS = 16
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,7 @@ def likelihoods(
             continue
         anchors = mask[..., 0]
         nll = own.new_zeros(targets.shape)
-        assert part.position is not None
-        rng = Rng(seed, part.position[:, : part.length][anchors])
-        nll[anchors] = model.head.score(model.anchored(hidden, part.tokens, anchors), targets[anchors], rng)
+        nll[anchors] = _head_nll(model, hidden, part, anchors, targets[anchors], seed)
         # the trunk's loss at the K targets of position i: those of positions i..i+K−1; the last lie in the next window
         follows = torch.nn.functional.pad(own, (0, largest - 1)).unfold(1, largest, 1)
         place, offset = torch.arange(part.length, device=hidden.device), _offset(part, store)
@@ -112,6 +113,18 @@ def _trunk_nll(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """(batch, length): −log of the trunk's own law of the next token."""
     context = model.context(hidden.flatten(0, 1))
     return row_nll([context.hidden], [context.unembedding], targets.flatten(), context.bias).view(targets.shape)
+
+
+def _head_nll(model: Any, hidden: Tensor, part: TokenBatch, anchors: Tensor, targets: Tensor, seed: int) -> Tensor:
+    """(N, K): what each target adds to −log q of its block's beginning. A mean over noise takes the same draws for an
+    anchor in any batch."""
+    ctx = model.anchored(hidden, part.tokens, anchors)
+    if model.head.exact:
+        return -model.head.log_prob(ctx, targets)
+    assert part.position is not None
+    rng = Rng(seed, part.position[:, : part.length][anchors])
+    prefixes = model.head.estimate_prefixes(ctx, targets, rng, DRAWS).log_prob
+    return -prefixes.diff(dim=1, prepend=torch.zeros_like(prefixes[:, :1])).to(hidden.dtype)
 
 
 def _offset(part: TokenBatch, store: TokenStore) -> Tensor:

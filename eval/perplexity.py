@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from eval.block_records import block_records
+from eval.block_records import block_records, law_kind
 from eval.likelihood import (
     BlockLikelihood,
     Likelihood,
@@ -17,8 +17,6 @@ from eval.tables import print_row
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
 from training.data.store import TokenStore
-
-MONTE_CARLO = {"exact": "none: exact", "bound": "bound: one draw"}
 
 
 def run(args: Any, command: list[str]) -> None:
@@ -44,7 +42,7 @@ def measure(
     blocks: tuple[int, ...] | None = None,
     independent: dict[int, BlockLikelihood] | None = None,
 ) -> list[dict[str, Any]]:
-    """All that is known of one run on one text. blocks: sizes, default those of 2, 4, 8 and 16 that the head
+    """All likelihoods of one run on one text. blocks: sizes, default those of 2, 4, 8 and 16 that the head
     reaches, and its own. independent: that head's results by block size; filled by it, read by the others."""
     sizes = block_sizes(run, blocks) if run.model.head is not None else []
     found = likelihoods(run.model, store, length, sizes)
@@ -96,6 +94,7 @@ def direct_records(
     """The likelihood of what direct decoding writes, over the same tokens."""
     common = _common(run, run.subject, result, on, split, length, size)
     nll, error = float(result.sums.sum() / result.count.sum()), standard_error(result.sums, result.count)
+    common |= law_kind(run)
     return [
         record("direct_nll", nll, stderr=error, unit="nats/token", **common),
         _bits_per_byte(nll, error, result, store, common),
@@ -148,4 +147,8 @@ def _print(run: LoadedRun, records: list[dict[str, Any]]) -> None:
             r.get("positions", ""),
         ]
         error = f"{r['stderr']:.2g}" if "stderr" in r else ""
-        print_row(" ".join(filter(None, parts)), f"{r['value']:.5g}", error, MONTE_CARLO[r["kind"]], r["unit"])
+        print_row(" ".join(filter(None, parts)), f"{r['value']:.5g}", error, _drawn(r), r["unit"])
+
+
+def _drawn(r: dict[str, Any]) -> str:
+    return "none: exact" if r["kind"] == "exact" else f"{r['kind']}, {r['draws']} draws"

@@ -5,6 +5,7 @@ one pair a sample or one a position, enter through two small embedders into adaL
 network outputs 0. Shapes: B batch, N states, P prefix, W width.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -197,14 +198,13 @@ class LearnedPositions(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(size, c.width) for size in tables)
 
     def forward(self, first: int, count: int) -> Tensor:
-        if self.grid is None:
-            table = self.tables[0].weight
-        else:
-            rows, columns = (table.weight for table in self.tables)
-            table = (rows[:, None] + columns).flatten(0, 1)  # type: ignore[operator,index]
-        if first + count > len(table):  # type: ignore[arg-type]
-            raise ValueError(f"{first + count} states, but positions for {len(table)}")  # type: ignore[arg-type]
-        return table[first : first + count]  # type: ignore[index,return-value]
+        held = math.prod(table.num_embeddings for table in self.tables)  # type: ignore[misc]
+        if first + count > held:
+            raise ValueError(f"{first + count} states, but positions for {held}")
+        if self.grid is None:  # no slice of the weight: outside of gradients it would still ask for some
+            return self.tables[0](torch.arange(first, first + count, device=self.tables[0].weight.device))  # type: ignore[arg-type]
+        rows, columns = (table.weight for table in self.tables)
+        return (rows[:, None] + columns).flatten(0, 1)[first : first + count]  # type: ignore[operator,index]
 
 
 class Rotary:

@@ -164,9 +164,8 @@ def pass_work(model: MTPForCausalLM, block: int, setting: Setting, judged: bool 
         places = torch.arange(setting.prompt + block, device=device).expand(setting.batch, -1)
         if history is not None and model.head is not None:
             history.add(ids, states, places[:, : setting.prompt])
-            model.head.sample(
-                model.context(states[:, -1], history.at(places[:, setting.prompt - 1])), Warp(), noise=noise
-            )
+            past = history.at(places[:, setting.prompt - 1])
+            model.head.sample(model.context(states[:, -1], past), Warp(), noise=noise, block_size=block)
 
         def one_pass() -> None:
             hidden, _ = model.states(ids[:, :block], past_key_values=cache, use_cache=True)

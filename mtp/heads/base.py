@@ -16,6 +16,7 @@ from flowmap.rng import Rng
 from mtp.decoding.warp import Warp
 
 if TYPE_CHECKING:
+    from mtp.heads.estimate import Estimate
     from mtp.heads.past import Past
 
 MIN_BLOCK, MAX_BLOCK = 2, 16
@@ -72,7 +73,7 @@ class JointHead(nn.Module):
 
     name: ClassVar[str]
     exact: ClassVar[bool] = True
-    """log_prob is known; False: the law is a mean over noise"""
+    """log_prob is known; False: the law is a mean over noise, see estimate_prefixes"""
     needs_past: ClassVar[bool] = False
     """reads `BlockContext.past`, the text before an anchor"""
     learns_past: ClassVar[bool] = False
@@ -110,10 +111,15 @@ class JointHead(nn.Module):
         """x: (N, K') with K' ≤ K → log q(x_k | x_<k) in nats, (N, K'). Differentiable."""
         raise NotImplementedError
 
-    def score(self, ctx: BlockContext, x: Tensor, rng: Rng) -> Tensor:
-        """x: (N, K') → (N, K') nats whose sum over any beginning of the block is −log q of it, or, of a law that is a mean
-        over noise, bounds that from above in mean over rng. rng: addressed by anchor."""
-        return -self.log_prob(ctx, x)
+    def estimate_prefixes(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> "Estimate":
+        """Of a head that is not exact. x: (N, K') with K' ≤ K → log q(x_1..x_k) for every k, (N, K'), from `draws` of
+        the noise for each row; rng: addressed by anchor."""
+        raise NotImplementedError(f"{self.name}: log_prob is exact, there is nothing to estimate")
+
+    def estimate_log_prob(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> "Estimate":
+        """The same of x as a whole, (N,)."""
+        found = self.estimate_prefixes(ctx, x, rng, draws)
+        return replace(found, log_prob=found.log_prob[:, -1], stderr=found.stderr[:, -1])
 
     def law(self, ctx: BlockContext, x: Tensor) -> Tensor:
         """x: (N, K') → log q(· | x_<k) of positions 2..K', (N, K'−1, V), teacher-forced and differentiable (K' ≥ 2); the last

@@ -11,17 +11,19 @@ from flowmap.rng import Rng
 
 @dataclass(frozen=True)
 class Estimate:
-    """log_prob: (N,) nats, the logarithm of a mean over draws, so too low on average: −log_prob bounds the NLL from
-    above in expectation. stderr: (N,), by the delta method; itself too small where few draws carry the mean."""
+    """log_prob: (N, …) nats, the logarithm of a mean over draws, so too low on average: −log_prob bounds the NLL from
+    above in expectation. stderr: alike, by the delta method; itself too small where few draws carry the mean."""
 
     log_prob: Tensor
     stderr: Tensor
 
     @classmethod
     def of(cls, log_p: Tensor) -> "Estimate":
-        """log_p: (N, draws), of each row's draws."""
-        mean = log_p.logsumexp(1) - math.log(log_p.shape[1])
-        return cls(mean, (log_p - mean[:, None]).exp().std(1) / log_p.shape[1] ** 0.5)
+        """log_p: (N, draws, …), of each row's draws."""
+        draws = log_p.shape[1]
+        mean = log_p.logsumexp(1) - math.log(draws)
+        spread = ((log_p - mean[:, None]).exp() - 1).square().sum(1)
+        return cls(mean, (spread / (draws * (draws - 1))).sqrt())
 
 
 def every_draw(num_rows: int, draws: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -133,10 +133,10 @@ class FlowMapHead(JointHead):
         return Draft(tokens, log_q, [first_logits, *logits.unbind(1)], warp)
 
     @torch.no_grad()
-    def estimate_log_prob(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> Estimate:
-        """x: (N, K') with K' ≤ K → log q(x_1..x_K' | h) at `steps`, from `draws` of z for each row:
+    def estimate_prefixes(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> Estimate:
+        """At `steps`, from `draws` of z for each row:
 
-        log p(x_1 | h) + log 1/draws Σ_z Π_k p_{1/n→0}(X_{1→1/n}(z))[x_k]
+        log p(x_1 | h) + log 1/draws Σ_z Π_{j=2}^k p_{1/n→0}(X_{1→1/n}(z))[x_j]
         """
         rows, draw = every_draw(len(x), draws, x.device)
         tokens = nn.functional.pad(x[:, 1:], (0, self.block_size - x.shape[1]), value=-1)
@@ -144,10 +144,10 @@ class FlowMapHead(JointHead):
         nll = []
         for row, n in zip(rows.split(size), draw.split(size), strict=True):
             features, x_t, t = self._jumps(self._noise(len(row), rows_of(rng, row, n)), given[row])
-            nll.append((self.map.nll(features, x_t, t, given, tokens[row]) * (tokens[row] >= 0)).sum(1))
-        rest = Estimate.of(-torch.cat(nll).double().view(len(x), draws))
-        first = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)
-        return Estimate(rest.log_prob - first, rest.stderr)
+            nll.append(self.map.nll(features, x_t, t, given, tokens[row])[:, : x.shape[1] - 1])
+        rest = Estimate.of(-torch.cat(nll).double().view(len(x), draws, -1).cumsum(2))
+        first = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]
+        return Estimate(nn.functional.pad(rest.log_prob, (1, 0)) - first, nn.functional.pad(rest.stderr, (1, 0)))
 
     def _noise(self, count: int, rng: Rng) -> Tensor:
         like = self.map.codebook.weight

@@ -144,19 +144,14 @@ class NoiseHead(JointHead):
         return Draft(torch.stack(tokens, 1), torch.stack(log_q, 1), logits, warp)
 
     @torch.no_grad()
-    def score(self, ctx: BlockContext, x: Tensor, rng: Rng) -> Tensor:
-        """By one draw of v. Of exp(−sum) the mean is q itself; positions 1 and 2 are exact."""
-        return self._one_draw(ctx, x, rng.uniform("noise", len(x), max(0, x.shape[1] - 2)).to(x.device))
-
-    @torch.no_grad()
-    def estimate_log_prob(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> Estimate:
-        """x: (N, K') with K' ≤ K → log q(x_1..x_K' | h) as log p(x_1 | h) + log 1/draws Σ_v Π_k P_k(x_k | u_<k(v))."""
+    def estimate_prefixes(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> Estimate:
+        """log p(x_1 | h) + log 1/draws Σ_v Π_{j=2}^k P_j(x_j | u_<j(v)); positions 1 and 2 are exact."""
         rows, draw = every_draw(len(x), draws, x.device)
         nats = []
         for row, n in zip(*(i.split(chunk_rows(self.vocab_size)) for i in (rows, draw)), strict=True):
             share = rows_of(rng, row, n).uniform("noise", len(row), max(0, x.shape[1] - 2)).to(x.device)
-            nats.append(self._one_draw(ctx.part(row), x[row], share).double().sum(1))
-        return Estimate.of(-torch.cat(nats).view(len(x), draws))
+            nats.append(self._one_draw(ctx.part(row), x[row], share).double())
+        return Estimate.of(-torch.cat(nats).view(len(x), draws, -1).cumsum(2))
 
     def _one_draw(self, ctx: BlockContext, x: Tensor, share: Tensor) -> Tensor:
         nll = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]

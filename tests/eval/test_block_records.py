@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.cells import cell
 from eval.block_records import block_records, flops
-from eval.likelihood import BlockLikelihood
+from eval.likelihood import DRAWS, BlockLikelihood
 from eval.loading import LoadedRun
 from mtp import MTPForCausalLM
 
@@ -36,21 +36,30 @@ def test_the_gap_closed_stands_beside_the_trunks_nll_and_the_heads_size(run):
     assert all(r["kind"] == "exact" and r["train_seed"] == 3 for r in records.values())
 
 
-def test_of_a_head_that_is_bounded_only_the_bounds_are_told(run):
+def test_what_is_a_mean_over_noise_is_called_a_bound(run):
     trunk = run.model.trunk
-    noise = LoadedRun("run", MTPForCausalLM.from_trunk(trunk, "noise", K, rank=8), None, "noise", 3, 0.9, {})
+    model = MTPForCausalLM.from_trunk(trunk, "flow-map", K, state_size=4, num_layers=1).eval()
+    loose = LoadedRun("run", model, None, "flow-map", 3, 0.9, {})
     count = np.array([10.0, 30.0])
     made = BlockLikelihood(np.outer(count, [1, 3, 2]), np.outer(count, [1, 2, 2]), count)
     base = BlockLikelihood(np.outer(count, [1, 4, 4]), np.outer(count, [1, 2, 2]), count)
-    kinds = {
-        (r["metric"], r.get("positions")): r["kind"]
-        for r in block_records(noise, made, "toy", base)
-        if r["subject"] == "noise"
-    }
-    assert kinds == {
-        ("nll", "1"): "exact", ("nll", "2-3"): "bound", ("block_nll", None): "bound", ("gap_closed", "2-3"): "bound",
-        ("parameters", None): "exact", ("flops", None): "exact",
-    }  # fmt: skip
+    records = {(r["metric"], r["subject"], r.get("positions")): r for r in block_records(loose, made, "toy", base)}
+    assert {r["kind"] for (_, subject, _), r in records.items() if subject == "trunk"} == {"exact"}
+    assert records["block_nll", "flow-map", None]["kind"] == records["gap_closed", "flow-map", "2-3"]["kind"] == "bound"
+    assert (
+        records["nll", "flow-map", "2-3"]["kind"] == "bound" and records["nll", "flow-map", "3"]["kind"] == "estimate"
+    )
+    assert records["block_nll", "flow-map", None]["draws"] == DRAWS
+
+
+def test_flops_of_a_draw_grow_with_its_steps(run):
+    model = MTPForCausalLM.from_trunk(run.model.trunk, "flow-map", K, state_size=4, num_layers=1).eval()
+    loose = LoadedRun("run", model, None, "flow-map", 3, 0.9, {})
+    calls = []
+    for steps in (1, 2, 3):
+        model.head.steps = steps
+        calls.append(flops(loose)[0])
+    assert calls[2] - calls[1] == calls[1] - calls[0] > 0
 
 
 def test_flops_of_a_head_are_its_matrix_products(run):

@@ -4,12 +4,14 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from eval.likelihood import (
+    DRAWS,
     BlockLikelihood,
     block_likelihood,
     gap_closed,
     likelihoods,
     standard_error,
 )
+from flowmap.rng import Rng
 from mtp import MTPForCausalLM
 from training.data.store import TokenStore
 
@@ -114,3 +116,37 @@ def test_the_gap_closed_is_the_share_of_the_way_to_the_trunk():
 def test_the_bootstrap_error_is_that_of_a_mean_over_documents():
     sums = np.random.default_rng(0).normal(size=400)
     assert standard_error(sums, np.ones(400), 2000) == pytest.approx(sums.std() / 20, rel=0.1)
+
+
+@torch.no_grad()
+def test_a_mean_over_noise_is_scored_as_a_double_loop_estimates_it():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    trunk = AutoModelForCausalLM.from_config(config)
+    model = MTPForCausalLM.from_trunk(trunk, "flow-map", 3, state_size=4, num_layers=1).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    tokens = np.random.default_rng(0).integers(12, size=24).astype(np.uint16)
+    got = likelihoods(model, TokenStore(tokens, np.array([0, 17, 24]), 0), 8, [2, 3], batch=2)
+    block, direct = {2: np.zeros(2), 3: np.zeros(2)}, {2: np.zeros(2), 3: np.zeros(2)}
+    for start in (0, 8, 16):
+        window = torch.tensor(tokens[start : start + 8].astype(np.int64))[None]
+        hidden, _ = model.states(window)
+        for i, size in ((i, size) for i in range(window.shape[1]) for size in (2, 3)):
+            here = start + i
+            document, end, first = (0, 17, 0) if here < 17 else (1, 24, 17)
+            text = torch.tensor(tokens[here + 1 : min(here + 1 + size, end)].astype(np.int64))[None]
+            if not text.numel():
+                continue
+            ctx, rng = model.context(hidden[0, i : i + 1]), Rng(0, torch.tensor([here]))
+            nll = -float(model.head.estimate_log_prob(ctx, text, rng, DRAWS).log_prob)
+            if text.shape[1] == size and i + size <= 8:
+                block[size][document] += nll
+            if (here - first) % size == 0:
+                direct[size][document] += nll
+    for size in (2, 3):
+        assert np.allclose(got.blocks[size].head.sum(1), block[size], rtol=1e-4)
+        assert np.allclose(got.direct[size].sums, direct[size], rtol=1e-4)

@@ -12,6 +12,7 @@ from eval.speed.memory import peak_memory
 from eval.speed.timing import interleaved, pair_ratio
 from eval.speed.training import measure_training
 from mtp import MTPForCausalLM
+from mtp.heads import NAMES
 
 V, D, F = 50, 16, 24
 
@@ -89,6 +90,16 @@ def test_every_contender_writes_what_it_is_asked_and_is_recorded(batch):
     assert trunk_gain["value"] == 1 and trunk_gain["interval"] == [1, 1] and trunk_gain["stable"]
     assert all(r["contract"]["batch"] == batch and r["kind"] == "estimate" for r in records)
     assert records[0]["floor_bytes"] > 0 and records[0]["floor_share"] > 0
+
+
+@pytest.mark.parametrize("head", NAMES)
+def test_every_head_is_timed_at_less_than_its_own_block(head):
+    model = MTPForCausalLM.from_trunk(trunk(), head, 4).eval()
+    setting = Setting("toy", 2, prompt=6, new=4, verify=("block",))
+    parts = [c for c in contenders(model.trunk, [(model, 2)], setting, False) if c.subject == head]
+    alone = pass_work(MTPForCausalLM.from_trunk(model.trunk), 1, setting)
+    assert [c.verify for c in parts] == ["none", "block"] and parts[0].work.flops > alone.flops
+    assert parts[0].write(4).tokens.shape == (2, 4)
 
 
 def test_decoding_with_either_cache_writes_the_same():

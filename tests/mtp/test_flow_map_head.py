@@ -272,6 +272,19 @@ def test_estimates_are_addressed_and_of_any_length():
     assert torch.allclose(shorter[-1], ctx.first_logits().log_softmax(-1).gather(1, blocks[:, :1])[:, 0], atol=1e-5)
 
 
+def test_estimates_of_every_beginning_are_laws_from_any_number_of_draws():
+    """Rows that share their noise estimate one law, a mean of products of softmaxes, which sums to one exactly."""
+    made, rows = lively(3, W, 2)
+    for size in (1, 2, 3):
+        blocks = torch.tensor(list(itertools.product(range(W), repeat=size)))
+        same = Rng(0, torch.zeros(len(blocks), dtype=torch.long))
+        found = made.estimate_prefixes(rows(len(blocks)), blocks, same, 2)
+        for k in range(size):  # a beginning stands in W^(size − 1 − k) blocks
+            assert found.log_prob[:, k].exp().sum().item() == pytest.approx(W ** (size - 1 - k), rel=1e-4)
+        alone = made.estimate_log_prob(rows(len(blocks)), blocks[:, :size], same, 2)
+        assert torch.equal(alone.log_prob, found.log_prob[:, -1]) and not found.stderr[:, 0].any()
+
+
 def test_what_has_no_closed_form_is_refused_by_name():
     made, ctx = head(), context()
     for call in (

@@ -99,12 +99,12 @@ def test_draws_and_estimates_follow_the_integral_over_noise(size, points):
     assert pvalue(one_pass.tokens, product) < 1e-6  # the noise does tie the tokens together
 
 
-def test_one_draw_bounds_every_beginning_and_is_tight_where_laws_are_constant():
+def test_few_draws_bound_every_beginning_and_are_tight_where_laws_are_constant():
     made, repeats, size = head(), 400, 4
     blocks = torch.tensor(list(itertools.product(range(V), repeat=size)))
     rows = torch.arange(len(blocks)).repeat_interleave(repeats)
     rng = Rng(0, torch.arange(len(rows)))
-    bound = made.score(context(len(rows)), blocks[rows], rng).double().view(len(blocks), repeats, size).cumsum(2)
+    bound = -made.estimate_prefixes(context(len(rows)), blocks[rows], rng, 2).log_prob.view(len(blocks), repeats, size)
     mean, error = bound.mean(1), bound.std(1) / repeats**0.5
     loose = 0.0
     for k, points in ((2, 1), (3, 20_000), (4, 400)):
@@ -114,7 +114,7 @@ def test_one_draw_bounds_every_beginning_and_is_tight_where_laws_are_constant():
         loose = max(loose, float((mean[:, k - 1] - nats).max()))
     assert loose > 0.01
     torch.nn.init.zeros_(made.from_noise.weight)
-    bound = made.score(context(len(blocks)), blocks, Rng(0, torch.arange(len(blocks)))).sum(1)
+    bound = -made.estimate_log_prob(context(len(blocks)), blocks, Rng(0, torch.arange(len(blocks))), 2).log_prob
     assert torch.allclose(bound.double(), -quadrature(made, 4, 1500 // V).log(), atol=0.1)
     exact = made.estimate_log_prob(context(len(blocks)), blocks, Rng(1, torch.arange(len(blocks))), 3)
     assert torch.allclose(bound.double(), -exact.log_prob, atol=1e-5)
@@ -128,8 +128,8 @@ def test_a_fresh_head_is_the_independent_one():
         ours, theirs = (one.sample(ctx, Warp(), noise=noise) for one in (made, independent))
         assert torch.equal(ours.tokens, theirs.tokens) and torch.allclose(ours.log_q, theirs.log_q, atol=1e-5)
     blocks = torch.randint(V, (6, K), generator=torch.Generator().manual_seed(0))
-    bound = made.score(ctx, blocks, Rng(0, torch.arange(6)))
-    assert torch.allclose(-bound, independent.log_prob(ctx, blocks), atol=1e-5)
+    found = made.estimate_prefixes(ctx, blocks, Rng(0, torch.arange(6)), 2).log_prob
+    assert torch.allclose(found, independent.log_prob(ctx, blocks).double().cumsum(1), atol=1e-5)
 
 
 # One draw.
