@@ -172,4 +172,4 @@ def test_the_report_shows_one_row_a_head(tmp_path):
 def test_columns_are_told_apart_by_their_titles():
     titles = [(c.group, c.title) for c in columns("toy", 4)]
     assert len(titles) == len(set(titles))
-    assert {name for name in NAMES if not family(name).exact} == {"flow-map"}
+    assert {name for name in NAMES if not family(name).exact} == {"flow-map", "noise"}
