@@ -59,10 +59,9 @@ class TextChain(BlockChain):
         else:
             places = torch.arange(length, device=hidden.device).expand(len(hidden), -1)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        states = self.hidden_norm(hidden)
-        before = states[rows, (places - 1).clamp_min(0)] * (places > 0)[..., None]
+        before = self.hidden_norm(hidden[rows, (places - 1).clamp_min(0)]) * (places > 0)[..., None]
         words = self.word_norm(nn.functional.embedding(tokens[rows, places], ctx.embedding))
-        entries = self.entry(torch.cat([before, states[rows, places], words], -1))
+        entries = self.entry(torch.cat([before, self.hidden_norm(hidden[rows, places]), words], -1))
         made = [read.keys_and_values(entries, places) for read in self.reads]  # type: ignore[operator]
         if past.cache is not None:
             made = [past.cache.update(*pair, n) for n, pair in enumerate(made)]
