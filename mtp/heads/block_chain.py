@@ -5,7 +5,7 @@ sees the trunk state and every token x_1..x_{k−1} of its block. E is the trunk
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from mtp.heads.readout import ReadoutHead, embed
 
 class BlockChain(ReadoutHead):
     name = "block-chain"
+    tied_unless_told: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -28,10 +29,11 @@ class BlockChain(ReadoutHead):
         num_heads: int | None = None,
         rank: int = 256,
         projection_width: int | None = None,
-        tied: bool = False,
+        tied: bool | None = None,
     ) -> None:
         """width: of the small blocks, default hidden_size; rank: ρ of the correction; embedding_size:
-        width of the trunk's embedding, default hidden_size; tied: see ReadoutHead."""
+        width of the trunk's embedding, default hidden_size; tied: see ReadoutHead, default the family's."""
+        tied = self.tied_unless_told if tied is None else bool(tied)
         super().__init__(hidden_size, vocab_size, block_size, projection_width=projection_width, rank=rank, tied=tied)
         width = width or hidden_size
         if num_heads is None:

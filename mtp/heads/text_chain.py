@@ -5,7 +5,8 @@ Beside the slots before it (block_chain.py), slot j attends to one entry for eac
     e_m = W [norm(h_{m−1}); norm(h_m); norm(E x_m)],
 
 so that a drafted token can be held against every place where the like was written, and against what followed there.
-Entries do not depend on the block: they are made once for a window and all its anchors, and kept while decoding. What a
+What is found there are states of the trunk, and the correction speaks of words as the trunk does (`tied`), so that they
+can be passed on. Entries do not depend on the block: they are made once for a window and all its anchors, and kept while decoding. What a
 drawn token costs is narrow blocks and a low-rank readout, as in every chain.
 """
 
@@ -36,6 +37,7 @@ class Text:
 class TextChain(BlockChain):
     name = "text-chain"
     needs_past: ClassVar[bool] = True
+    tied_unless_told: ClassVar[bool] = True
 
     def complete(self, hidden_size: int, embedding_size: int, width: int, num_heads: int, num_layers: int) -> None:
         self.hidden_norm, self.word_norm = nn.RMSNorm(hidden_size), nn.RMSNorm(embedding_size)
@@ -57,10 +59,9 @@ class TextChain(BlockChain):
         else:
             places = torch.arange(length, device=hidden.device).expand(len(hidden), -1)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        states = self.hidden_norm(hidden)
-        before = states[rows, (places - 1).clamp_min(0)] * (places > 0)[..., None]
+        before = self.hidden_norm(hidden[rows, (places - 1).clamp_min(0)]) * (places > 0)[..., None]
         words = self.word_norm(nn.functional.embedding(tokens[rows, places], ctx.embedding))
-        entries = self.entry(torch.cat([before, states[rows, places], words], -1))
+        entries = self.entry(torch.cat([before, self.hidden_norm(hidden[rows, places]), words], -1))
         made = [read.keys_and_values(entries, places) for read in self.reads]  # type: ignore[operator]
         if past.cache is not None:
             made = [past.cache.update(*pair, n) for n, pair in enumerate(made)]

@@ -265,3 +265,23 @@ def test_unknown_names_and_options_name_the_nearest():
         build_head("blok-chain", **sizes)
     with pytest.raises(ValueError, match="'rank'"):
         build_head("recurrent-chain", **sizes, rnk=3)
+
+
+def test_a_tied_correction_is_the_low_rank_table_that_the_unembedding_makes():
+    """And the table that is kept while decoding is made again when a weight moves."""
+    ctx, blocks = context(), all_blocks(3)[5 : 5 + N]
+    tied, free = (
+        build_head("block-chain", hidden_size=D, embedding_size=D, vocab_size=V, block_size=3, rank=6, tied=t).double()
+        for t in (True, False)
+    )
+    for parameter in tied.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    for scale in (1.0, -2.0):
+        with torch.no_grad():
+            tied.readout.mul_(scale)
+            free.load_state_dict({**tied.state_dict(), "readout": ctx.unembedding @ tied.readout})
+            noise = Rng(0, torch.arange(N)).uniform("n", N, 3)
+            ours, theirs = (made.sample(ctx, Warp(), noise=noise) for made in (tied, free))
+        assert torch.equal(ours.tokens, theirs.tokens) and torch.allclose(ours.log_q, theirs.log_q, atol=1e-6)
+        assert torch.allclose(tied.log_prob(ctx, blocks), free.log_prob(ctx, blocks), atol=1e-6)
+    assert build_head("text-chain", hidden_size=D, embedding_size=D, vocab_size=V, block_size=3, rank=6).tied
