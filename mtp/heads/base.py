@@ -109,7 +109,7 @@ class JointHead(nn.Module):
 
     def log_prob(self, ctx: BlockContext, x: Tensor) -> Tensor:
         """x: (N, K') with K' ≤ K → log q(x_k | x_<k) in nats, (N, K'). Differentiable."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name}: q is a mean over noise without a closed form; see estimate_log_prob")
 
     def estimate_prefixes(self, ctx: BlockContext, x: Tensor, rng: Rng, draws: int) -> "Estimate":
         """Of a head that is not exact. x: (N, K') with K' ≤ K → log q(x_1..x_k) for every k, (N, K'), from `draws` of
@@ -164,11 +164,11 @@ class JointHead(nn.Module):
 
     def marginal(self, ctx: BlockContext) -> Tensor:
         """(N, K, V): log q(x_k | h), every other position summed out."""
-        raise NotImplementedError(f"{self.name}: marginals of a chain sum over all prefixes; sample instead")
+        raise NotImplementedError(f"{self.name}: marginals sum over all prefixes, or all noise; sample instead")
 
     def mode(self, ctx: BlockContext) -> Tensor:
         """(N, K): the most probable block."""
-        raise NotImplementedError(f"{self.name}: the mode of a chain needs a search; use temperature 0 for greedy")
+        raise NotImplementedError(f"{self.name}: the mode needs a search; use temperature 0 for greedy")
 
     def size(self, asked: int | None) -> int:
         """Tokens of a block to draw: those asked for, at most the head's own."""

@@ -164,15 +164,6 @@ class FlowMapHead(JointHead):
             x, t = self.map.step(x, t, s, given), s
         return self.map.features(x, t, torch.zeros_like(t), given), x, t
 
-    def log_prob(self, ctx, x):
-        raise NotImplementedError(f"{self.name}: q is a mean over noise without a closed form; see estimate_log_prob")
-
-    def marginal(self, ctx):
-        raise NotImplementedError(f"{self.name}: marginals are means over noise and x_1; sample instead")
-
-    def mode(self, ctx):
-        raise NotImplementedError(f"{self.name}: the mode of a mean over noise needs a search; sample instead")
-
 
 def _expanded(noise: Tensor) -> Rng:
     """Randomness addressed by the bits of noise: uniforms (N, K), or Gumbels (N, K, V), of which one a place is read."""

@@ -197,12 +197,3 @@ class NoiseHead(JointHead):
             z, cache = layer(z, cache)
             kept.append(cache)
         return self.out(z), (place + told.shape[1], kept)
-
-    def log_prob(self, ctx, x):
-        raise NotImplementedError(f"{self.name}: q is a mean over noise without a closed form; see estimate_log_prob")
-
-    def marginal(self, ctx):
-        raise NotImplementedError(f"{self.name}: marginals are means over noise and x_1; sample instead")
-
-    def mode(self, ctx):
-        raise NotImplementedError(f"{self.name}: the mode of a mean over noise needs a search; sample instead")

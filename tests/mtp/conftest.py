@@ -26,3 +26,18 @@ def trunk(request):
     for parameter in model.parameters():  # far from uniform, so that a wrong cache or mask shows
         torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
     return model
+
+
+@pytest.fixture(scope="module")
+def four_words():
+    """A trunk of four words, so that all texts of four can be counted."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    trunk = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in trunk.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return trunk

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mtp.decoding.confidence import FEATURES, Confidence, Estimate, Watch, features, file_name, load_confidence
 from mtp.decoding.direct import decode, pad_left
@@ -103,17 +102,8 @@ def test_an_estimate_is_kept_by_its_warp(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    trunk = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in trunk.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return build(trunk, "recurrent-chain")
+def tiny(four_words):
+    return build(four_words, "recurrent-chain")
 
 
 class ByTheTokenDrawn(Confidence):

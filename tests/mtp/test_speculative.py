@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig
 
 from flowmap.rng import Rng
 from mtp import MTPForCausalLM
@@ -60,18 +60,8 @@ def test_greedy_is_greedy(trunk, verify):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """Four words, so that all texts of four can be counted."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    trunk = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in trunk.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return build(trunk, "recurrent-chain")
+def tiny(four_words):
+    return build(four_words, "recurrent-chain")
 
 
 @pytest.mark.parametrize("verify", VERIFY)
