@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from eval.records import record, write_records
 from flowmap.rng import Rng
 from training.config import RunConfig
 from training.loop import SliceLoss
+from training.optimizers import make_optimizers
 from training.task import Task
 
 Build = Callable[[RunConfig, Accelerator], Task]
@@ -58,12 +60,13 @@ def one_step(config: RunConfig, build: Build) -> Callable[[], object]:
     samples = torch.arange(config.training.batch_size)
     batch, rng = task.train.batch(0, samples), Rng(0, samples)
     module.teach(task.model)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
+    optimizers = make_optimizers(module, replace(config.optimizer, lr=1e-12))
 
     def run() -> None:
         module(batch, rng, 1000).sum.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
     return run
 

@@ -106,6 +106,8 @@ def speed(argv: list[str]) -> None:
         """tokens per trunk pass"""
         rank: int = 128
         """ρ of the chains on reference trunks"""
+        options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE …]")] = ()
+        """of the heads on reference trunks that have them: width=256 num_layers=1"""
         batch_sizes: Annotated[tuple[int, ...], numbers()] = (1, 8, 32)
         """sequences decoded at once"""
         prompt: int = 128

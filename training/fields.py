@@ -177,7 +177,7 @@ class ImageConfig:
 
 @dataclass(config=STRICT)
 class OptimizerConfig:
-    """AdamW, and its learning rate as a function of the step alone."""
+    """AdamW or Muon, and their learning rate as a function of the step alone."""
 
     lr: Size = 1e-3
     """the highest learning rate"""
@@ -191,6 +191,8 @@ class OptimizerConfig:
     beta2: Decay = 0.95
     weight_decay: Rate = 0.1
     """on matrices only"""
+    muon: bool = False
+    """the weights of linear layers by Muon, of the size of AdamW's steps; all else by AdamW"""
     clip: Size = 1.0
     """largest gradient norm"""
 

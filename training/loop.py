@@ -24,6 +24,7 @@ from flowmap.rng import Rng
 from training.averages import averaged_state, moving_average, swapped, teacher_of
 from training.config import RunConfig, TrainingConfig
 from training.hardware import choose_threads, quiet_libraries, resolve_precision
+from training.optimizers import make_optimizers
 from training.run_dir import RunDir
 from training.schedules import learning_rate
 from training.task import Task
@@ -82,21 +83,22 @@ def train(
             **task.facts, precision=precision, threads=torch.get_num_threads(), processes=accelerator.num_processes
         )
 
-    optimizer = _optimizer(module, config)
+    optimizers = make_optimizers(module, config.optimizer)
     average = AveragedModel(task.trainable, multi_avg_fn=moving_average(plan.ema)) if plan.ema else None
     teacher = teacher_of(task)
     if teacher:
         module.teach(teacher.module)
     averages = {name: kept for name, kept in (("average", average), ("teacher", teacher)) if kept}
-    start = _resume(folder, task, optimizer, averages)
+    start = _resume(folder, task, optimizers, averages)
     if main:
         folder.forget_after(start)
-    prepared, optimizer = accelerator.prepare(module, optimizer)
+    prepared, *optimizers = accelerator.prepare(module, *optimizers)
 
     def checkpoint(step: int) -> None:
         if main:
             state = {"step": step, "trainable": task.trainable.state_dict(), "objective": task.objective.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), **{n: kept.state_dict() for n, kept in averages.items()}}
+            state |= {"optimizers": [o.state_dict() for o in optimizers]}
+            state |= {n: kept.state_dict() for n, kept in averages.items()}
             folder.save(step, state, lambda path: task.save(path, averaged_state(task, average)), plan.keep_checkpoints)
         accelerator.wait_for_everyone()
 
@@ -128,10 +130,12 @@ def train(
             if parameter.grad is not None:
                 parameter.grad /= count.clamp_min(1)
         norm = accelerator.clip_grad_norm_(module.parameters(), config.optimizer.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, plan.steps, config.optimizer)
-        optimizer.step()
-        optimizer.zero_grad()
+        rate = learning_rate(step, plan.steps, config.optimizer)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
         for kept in averages.values():
             kept.update_parameters(task.trainable)
         # ------------------------------------------------------------
@@ -144,7 +148,7 @@ def train(
                     f"the loss is not finite at step {done}: lower optimizer.lr; {run_dir} keeps its last checkpoint"
                 )
             seconds = time.perf_counter() - clock
-            metrics |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"], "data_wait": waited / seconds}
+            metrics |= {"grad_norm": float(norm), "lr": rate, "data_wait": waited / seconds}
             metrics["train_tokens_per_second"] = window.positions * accelerator.num_processes / seconds
             shown = {"loss": metrics["loss"], **{k: v for k, v in validation.items() if k == "head_nll"}}
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
@@ -218,23 +222,14 @@ def _slices(task: Task, accelerator: Accelerator, plan: TrainingConfig, step: in
     return result
 
 
-def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    c = config.optimizer
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": c.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
-
-
-def _resume(folder: RunDir, task: Task, optimizer, averages: dict[str, AveragedModel]) -> int:
+def _resume(folder: RunDir, task: Task, optimizers, averages: dict[str, AveragedModel]) -> int:
     state = folder.load()
     if state is None:
         return 0
     task.trainable.load_state_dict(state["trainable"])
     task.objective.load_state_dict(state["objective"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
     for name, kept in averages.items():
         kept.load_state_dict(state[name])
     return state["step"]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import yaml
 
 from eval.loading import LoadedRun, load_run
 from eval.records import keep_records, read_records, write_records
@@ -52,12 +53,13 @@ def run(args: Any, command: list[str]) -> None:
 
 def _subjects(args: Any, dtype: torch.dtype, device: torch.device, threads: int):
     """(what it is called, the trunk, [(model with a head, block)], the run or None) of every reference and run."""
+    options = _options(args)
     for size in args.reference:
         trunk = reference_trunk(size, dtype, device)
         heads = []
         for head in args.heads:
-            rank = {"rank": args.rank} if "rank" in option_names(head) else {}
-            model: Any = MTPForCausalLM.from_trunk(trunk, head, max(args.blocks), **rank)
+            own = {key: value for key, value in options.items() if key in option_names(head)}
+            model: Any = MTPForCausalLM.from_trunk(trunk, head, max(args.blocks), **own)
             model.to(device, dtype).eval()
             heads += [(model, block) for block in args.blocks]
         yield size, trunk, heads, None
@@ -70,6 +72,17 @@ def _subjects(args: Any, dtype: torch.dtype, device: torch.device, threads: int)
         if args.new % blocks[0]:
             raise ValueError(f"--new {args.new} must be a multiple of {one}'s own block of {blocks[0]}")
         yield one, model.trunk, [(model, block) for block in blocks] if model.head is not None else [], loaded
+
+
+def _options(args: Any) -> dict[str, Any]:
+    """--rank and --options; every one must be of some head that is timed."""
+    options = {"rank": args.rank}
+    for pair in args.options:
+        key, equals, value = pair.partition("=")
+        if not equals or not any(key in option_names(head) for head in args.heads):
+            raise ValueError(f"--options {pair!r}: want KEY=VALUE, an option of one of {', '.join(args.heads)}")
+        options[key] = yaml.safe_load(value)
+    return options
 
 
 def _prompts(run: LoadedRun, batch: int, length: int) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from eval.speed.command import _subjects
 from eval.speed.decoding import Setting, contenders, measure, pass_work
 from eval.speed.floor import Machine, Work, measure_machine, measure_work
 from eval.speed.memory import peak_memory
@@ -162,3 +163,15 @@ def test_verified_decoding_takes_its_turn_with_the_tokens_that_were_measured():
     assert mine[0]["contract"]["replayed"] and mine[0]["contract"]["accepted_length"] == 3
     with pytest.raises(ValueError, match="no acceptance of recurrent-chain with K = 2"):
         contenders(base, [(model, 2)], setting, compiled=False)
+
+
+def test_options_reach_the_heads_that_have_them_and_nobody_else_is_asked():
+    args = types.SimpleNamespace(
+        reference=("S",), heads=("block-chain", "independent"), rank=16, blocks=(4,), runs=(), options=("width=64", "num_layers=1")
+    )  # fmt: skip
+    [(_, _, [(chain, _), (independent, _)], _)] = _subjects(args, torch.float32, torch.device("cpu"), 1)
+    assert chain.head.from_token.out_features == 64 and len(chain.head.layers) == 1
+    assert independent.config.head_options == {}
+    args.options = ("depth=3",)
+    with pytest.raises(ValueError, match="'depth=3': want KEY=VALUE, an option of one of block-chain, independent"):
+        list(_subjects(args, torch.float32, torch.device("cpu"), 1))

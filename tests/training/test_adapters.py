@@ -68,7 +68,7 @@ def test_each_way_trains_what_it_should_and_nothing_else(text, tmp_path, way):
     assert {name for name in kept["trainable"] if name.startswith("head.")} == (
         set() if way == "frozen" else {name for name in after if name.startswith("head.")}
     )
-    moments = sum(len(group["params"]) for group in kept["optimizer"]["param_groups"])
+    moments = sum(len(group["params"]) for made in kept["optimizers"] for group in made["param_groups"])
     head = len(after) - len(before)
     assert moments == head + {"frozen": 0, "lora": 2 * len(maps), "full": len(before)}[way]
     if way == "lora":  # a product of rank 2, on top of what was there

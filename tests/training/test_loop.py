@@ -104,7 +104,9 @@ def test_cached_states_train_the_same_head(text, tmp_path):
     assert_equal(trunk, {k: v for k, v in weights(tmp_path / "cached-True").items() if k in trunk})
 
 
-def test_a_run_stopped_between_checkpoints_ends_bit_identical(text, tmp_path):
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_run_stopped_between_checkpoints_ends_bit_identical(text, tmp_path, muon):
+    text = {**text, "optimizer__muon": muon}
     train(config(text), tmp_path / "whole", build, quiet=True)
     # after the checkpoint of step 3, before that of step 6
     stopped(lambda: train(config(text), tmp_path / "broken", build, quiet=True))
