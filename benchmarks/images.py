@@ -34,7 +34,7 @@ SMOOTH = {"image__time_scale": 4.0}
 """Objectives that differentiate in time: the embedding is smooth in it."""
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "flow-matching": {},
-    "imm": {"image__options": {"k": 12, "group_size": 4}},
+    "imm": {"image__options": {"k": 12, "group_size": 4, "weighted": False}},
     "lagrangian": {**SMOOTH},
     "terminal-velocity": {**SMOOTH},
     "progressive": {**SMOOTH},
