@@ -77,7 +77,7 @@ class FollowChain(ReadsText, RecurrentChain):
     def _found(self, ctx: Any, base: Tensor, first: Tensor, text: Text, count: int) -> Tensor:
         """c_2..c_{count+1}, (N, count, width), from f_2(h) (N, d) and x_1 (N,) or soft."""
         asked = self.from_base(base) + self.from_first(self.token_norm(embed(first, ctx.embedding)))
-        return self.reads[0](asked[:, None], text, text.pairs[0], count)
+        return self.reads[0](asked[:, None].to(self.token_norm.weight.dtype), text, text.pairs[0], count)
 
     def _follow(self, inputs: Tensor, says: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         gate, candidate, output, trust = (inputs + self.from_state(state)).split(self.sizes, -1)
