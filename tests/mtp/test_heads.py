@@ -18,7 +18,7 @@ EXACT = [name for name in NAMES if family(name).exact]
 CHAINS = [name for name in EXACT if name.endswith("-chain")]
 BLIND = ["independent", "blockwise", "medusa"]
 """Heads whose positions do not see each other."""
-OPTIONS = {"rank": 6, "components": 3, "candidates": 3}
+OPTIONS = {"rank": 6, "width": 8, "components": 3, "candidates": 3}
 
 
 def context(dtype=torch.float64, vocab=V, anchors=N, bias=False):
