@@ -59,7 +59,7 @@ class ReadsText:
             places = torch.arange(length, device=hidden.device).expand(len(hidden), -1)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         near = torch.cat([(places[:, :1] - 1).clamp_min(0), places], 1)  # places of a row follow each other
-        states = self.hidden_norm(hidden[rows, near])
+        states = self.hidden_norm(hidden[rows, near].to(self.hidden_norm.weight.dtype))
         before = states[:, :-1] * (places > 0)[..., None]
         words = self.word_norm(nn.functional.embedding(tokens[rows, places], ctx.embedding))
         entries = self.entry(torch.cat([before, states[:, 1:], words], -1))
