@@ -100,7 +100,7 @@ class HeadConfig:
 
     name: str | None = None
     """independent, blockwise, medusa; first-order-chain, recurrent-chain, gru-chain, block-chain, text-chain,
-    follow-chain, lattice-chain; mixture, mixture-of-chains, hidden-markov, tree; sequential; noise; flow-map; none: the trunk alone"""
+    text-recurrent-chain, lattice-chain; mixture, mixture-of-chains, hidden-markov, tree; sequential; noise; flow-map; none: the trunk alone"""
     block_size: Count = 4
     """K, tokens per trunk pass, from 2 to 16"""
     rank: Count | None = None

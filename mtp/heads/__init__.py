@@ -13,7 +13,7 @@ _HOMES = {
     "first-order-chain": ("mtp.heads.chains", "FirstOrderChain"),
     "recurrent-chain": ("mtp.heads.chains", "RecurrentChain"),
     "block-chain": ("mtp.heads.block_chain", "BlockChain"),
-    "follow-chain": ("mtp.heads.follow_chain", "FollowChain"),
+    "text-recurrent-chain": ("mtp.heads.text_recurrent", "TextRecurrent"),
     "text-chain": ("mtp.heads.text_chain", "TextChain"),
     "lattice-chain": ("mtp.heads.lattice", "LatticeChain"),
     "gru-chain": ("mtp.heads.chains", "GRUChain"),

@@ -7,8 +7,6 @@ teacher-forced, and sampling takes K tiny steps.
     gru          r_k = GRU(r_{k−1}, E x_{k−1}),  a_k = SiLU(W_a [f_k(h); r_k]), W₂ its table  (Domino, 2605.29707)
 """
 
-from typing import ClassVar
-
 import torch
 from torch import nn
 
@@ -34,7 +32,6 @@ class FirstOrderChain(ReadoutHead):
 
 class RecurrentChain(ReadoutHead):
     name = "recurrent-chain"
-    num_outputs: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -45,13 +42,12 @@ class RecurrentChain(ReadoutHead):
         rank: int = 256,
         state_size: int | None = None,
         projection_width: int | None = None,
-        tied: bool = False,
     ) -> None:
-        """rank: ρ, of token embedding and correction; state_size: width of r, default ρ; tied: see ReadoutHead."""
-        super().__init__(hidden_size, vocab_size, block_size, projection_width=projection_width, rank=rank, tied=tied)
+        """rank: ρ, of token embedding and correction; state_size: width of r, default ρ."""
+        super().__init__(hidden_size, vocab_size, block_size, projection_width=projection_width, rank=rank)
         self.state_size = state_size or rank
         self.token = nn.Embedding(vocab_size, rank)
-        self.sizes = [self.state_size, self.state_size, *[rank] * self.num_outputs]  # of gate, candidate, output
+        self.sizes = [self.state_size, self.state_size, rank]  # of gate, candidate, output
         self.from_hidden = nn.Linear(hidden_size, sum(self.sizes))
         self.from_token = nn.Linear(rank, sum(self.sizes), bias=False)
         self.from_state = nn.Linear(self.state_size, sum(self.sizes), bias=False)
