@@ -6,6 +6,7 @@ so that a drafted token can be held against every place where the like was writt
 Entries do not depend on the block: they are made once for a window and all its anchors, and kept while decoding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,19 +15,20 @@ from torch import Tensor, nn
 
 from mtp.heads.base import BlockContext
 from mtp.heads.past import Past
-from mtp.heads.rotary import rotate
+from mtp.heads.rotary import rotary, rotate, turn
 
 
 @dataclass(frozen=True)
 class Text:
     """pairs: keys and values of each reader, (B, heads, L, size). seen: (B, A, L), what each of a window's A anchors may look
-    at. row, slot, place: (N,), where the anchors are among the B · A, and in their text."""
+    at. row, slot: (N,), where the anchors are among the B · A. turns: (N, K−1, size), rotary cosines and sines of their
+    blocks' places."""
 
     pairs: list[tuple[Tensor, Tensor]]
     seen: Tensor
     row: Tensor
     slot: Tensor
-    place: Tensor
+    turns: tuple[Tensor, Tensor]
 
     def by_window(self, x: Tensor) -> Tensor:
         """(N, …) → (B, A, …), zero where a window has fewer anchors."""
@@ -72,16 +74,18 @@ class ReadsText:
             slot, anchors = _slots(past)
             last = past.place.new_zeros(len(hidden), anchors).index_put((past.row, slot), past.place)
         seen = torch.arange(length, device=hidden.device) <= last[..., None]
-        return Text(made, seen, past.row, slot, past.place)
+        ahead = torch.arange(1, self.block_size, device=hidden.device)  # type: ignore[attr-defined]
+        turns = rotary(past.place[:, None] + ahead, self.reads[0].size)  # type: ignore[arg-type]
+        return Text(made, seen, past.row, slot, turns)
 
 
 class Read(nn.Module):
     """Attention of slots to the text's entries. Nothing at the start."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, norm: Callable[[int], nn.Module] = nn.RMSNorm) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.norm, self.entry_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.num_heads, self.size = num_heads, width // num_heads
+        self.norm, self.entry_norm = norm(width), nn.RMSNorm(width)
         self.q, self.kv = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
         self.proj = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.proj.weight)
@@ -93,18 +97,15 @@ class Read(nn.Module):
 
     def forward(self, z: Tensor, text: Text, pair: tuple[Any, Any], position: int) -> Tensor:
         """z: (N, M, width), the slots from `position` on, each at its token's place; pair: this reader's of the text's."""
-        q, (keys, values) = text.by_window(self._ask(z, text, position)), pair
+        q = self.q(self.norm(z)).unflatten(-1, (self.num_heads, -1))
+        turns = (part[:, position : position + z.shape[1]] for part in text.turns)
+        q, (keys, values) = text.by_window(turn(q, *turns)), pair
         anchors, num_slots = q.shape[1:3]
         seen = text.seen[:, None, :, None].expand(-1, -1, -1, num_slots, -1).flatten(2, 3)
         found = nn.functional.scaled_dot_product_attention(
             q.flatten(1, 2).transpose(1, 2), keys.to(q.dtype), values.to(q.dtype), seen
         )
         return self.proj(text.by_anchor(found.transpose(1, 2).unflatten(1, (anchors, num_slots))).flatten(2))
-
-    def _ask(self, z: Tensor, text: Text, position: int) -> Tensor:
-        """(N, M, width) → (N, M, heads, width / heads)."""
-        places = text.place[:, None] + 1 + position + torch.arange(z.shape[1], device=z.device)
-        return rotate(self.q(self.norm(z)).unflatten(-1, (self.num_heads, -1)), places)
 
 
 def _slots(past: Past) -> tuple[Tensor, int]:

@@ -42,7 +42,7 @@ class ReadoutHead(JointHead):
         if rank:
             # zero at the start, so that every chain begins as the independent head
             self.readout = nn.Parameter(torch.zeros(hidden_size if tied else vocab_size, rank))
-            self._table: tuple[Any, Tensor] | None = None
+            self._table = Kept()
 
     def corrections(self, ctx: BlockContext, base: Tensor, x: Tensor) -> Tensor | None:
         """All positions at once: base (N, M, d) of positions 2..M+1 and x = x_1..x_M (N, M)
@@ -129,10 +129,7 @@ class ReadoutHead(JointHead):
             return getattr(self, "readout", None)
         if torch.is_grad_enabled():
             return ctx.unembedding @ self.readout
-        made_of = [(id(part), part._version) for part in (ctx.unembedding, self.readout)]
-        if self._table is None or self._table[0] != made_of:
-            self._table = (made_of, ctx.unembedding @ self.readout)
-        return self._table[1]
+        return self._table(lambda: ctx.unembedding @ self.readout, ctx.unembedding, self.readout)
 
     def _walk(self, ctx: BlockContext, size: int, choose: Callable[[int, Tensor], Tensor | None]) -> None:
         """choose: position k from 0 and its logits (N, V) → the token that later positions are told, (N,) or soft; None
@@ -167,6 +164,19 @@ def _summed(
         [x.flatten(0, 1) for x in inputs], tables, targets[:, 1:].flatten(), weights[:, 1:].flatten(), ctx.bias
     )
     return block_nll(loss, nll.view(mask[:, 1:].shape), mask)
+
+
+class Kept:
+    """A table made of weights, kept until one of them changes."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Any, Tensor] | None = None
+
+    def __call__(self, make: Callable[[], Tensor], *weights: Tensor) -> Tensor:
+        made_of = [(id(part), part._version, part.dtype, part.device) for part in weights]
+        if self._made is None or self._made[0] != made_of:
+            self._made = (made_of, make())
+        return self._made[1]
 
 
 class PositionProjection(nn.Module):

@@ -14,6 +14,11 @@ def rotary(places: Tensor, size: int, theta: float = 10000.0) -> tuple[Tensor, T
 
 def rotate(x: Tensor, places: Tensor) -> Tensor:
     """x: (…, heads, size), at places (…,)."""
-    cos, sin = (part[..., None, :].to(x.dtype) for part in rotary(places, x.shape[-1]))
+    return turn(x, *rotary(places, x.shape[-1]))
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x: (…, heads, size), by cosines and sines (…, size)."""
+    cos, sin = (part[..., None, :].to(x.dtype) for part in (cos, sin))
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat([-high, low], -1) * sin

@@ -8,13 +8,18 @@ what is found are its states.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtp.heads.reading import Read, ReadsText, Text
-from mtp.heads.readout import ReadoutHead, embed
+from mtp.heads.readout import Kept, ReadoutHead, embed
+
+
+Norm = partial(nn.LayerNorm, bias=False)
+"""One kernel on CPUs, where an RMS norm is many."""
 
 
 class TextRecurrent(ReadsText, ReadoutHead):
@@ -38,14 +43,15 @@ class TextRecurrent(ReadsText, ReadoutHead):
         if width % (2 * num_heads):
             raise ValueError(f"width {width} of the text-recurrent chain is not {num_heads} heads of even size")
         words = embedding_size or hidden_size
-        self.token_norm, self.norm = nn.RMSNorm(words), nn.RMSNorm(width)
+        self.token_norm, self.norm = nn.RMSNorm(words), Norm(width)
         self.from_token = nn.Linear(words, width)
         self.from_hidden = nn.Linear(hidden_size, width, bias=False)
         self.from_state = nn.Linear(width, width, bias=False)
-        self.add_readers([Read(width, num_heads)], hidden_size, words, width)
+        self.add_readers([Read(width, num_heads, Norm)], hidden_size, words, width)
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(2 * width, width, bias=False)
         nn.init.zeros_(self.down.weight)
-        self.out = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, rank))
+        self._words = Kept()
+        self.out = nn.Sequential(Norm(width), nn.Linear(width, rank))
 
     def corrections(self, ctx, base, x):
         state, tokens, states = self.start(ctx, base), self._tokens(ctx, x), []
@@ -59,11 +65,18 @@ class TextRecurrent(ReadsText, ReadoutHead):
         return Reading(self.text_of(ctx), bases, bases.new_zeros(len(base), bases.shape[-1]))
 
     def step(self, ctx, base_k, state, token):
-        state = self._advance(self._tokens(ctx, token), state)
+        state = self._advance(self._token(ctx, token), state)
         return self.out(state.memory), state
 
     def _tokens(self, ctx: Any, x: Tensor) -> Tensor:
         return self.from_token(self.token_norm(embed(x, ctx.embedding)))
+
+    def _token(self, ctx: Any, token: Tensor) -> Tensor:
+        """Of a drawn word, from a table of all words where none is being learned."""
+        if torch.is_grad_enabled():
+            return self._tokens(ctx, token)
+        every = lambda: self.from_token(self.token_norm(ctx.embedding))  # noqa: E731
+        return embed(token, self._words(every, ctx.embedding, self.token_norm.weight, *self.from_token.parameters()))
 
     def _advance(self, token: Tensor, state: "Reading") -> "Reading":
         """token: (N, width), of x_{k−1}."""
