@@ -13,9 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import cell
+from benchmarks.cells import cell, cell_name, settings
 from benchmarks.head_rates import BLOCKS
-from benchmarks.heads import HEADS, TEXTS, text_config
+from benchmarks.heads import HEADS, TEXTS, scored_blocks, text_config
 from eval.acceptance import measure as accepted
 from eval.loading import load_run
 from eval.records import seeds_mean
@@ -36,39 +36,44 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=HEADS, choices=NAMES, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/heads"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants, as in benchmarks.heads")
     parser.add_argument("--kept", action="store_true", help="the table of the cells that are there; measures nothing")
     args = parser.parse_args()
     command = ["python", "-m", "benchmarks.acceptance", *sys.argv[1:]]
+    variant = settings(args.set)
     for on in args.on:
         found = []
         for head, seed in product(args.heads, args.seeds):
-            found += (made := acceptance_cell(on, head, seed, args.runs, command, args.kept))
+            found += (made := acceptance_cell(on, head, seed, args.runs, command, args.kept, variant))
             if made:
                 print(f"{on} {head} seed {seed}", flush=True)
         print_table(on, found)
 
 
-def acceptance_cell(on: str, head: str, seed: int, runs: Path, command: list[str], kept: bool) -> list[dict[str, Any]]:
+def acceptance_cell(
+    on: str, head: str, seed: int, runs: Path, command: list[str], kept: bool, variant: dict[str, Any]
+) -> list[dict[str, Any]]:
     trunk_config, trunk = override(load_preset(f"{on}-trunk"), seed=seed), runs / on / f"trunk-{seed}"
-    config = text_config(on, head, seed, trunk)
+    config = override(text_config(on, head, seed, trunk), **variant)
+    name, blocks = cell_name(head, seed, variant), scored_blocks(config)
 
     def measure() -> list[dict[str, Any]]:
-        folder = runs / on / f"{head}-{seed}"
+        folder = runs / on / name
         train(trunk_config, trunk, build)
         train(config, folder, build)
         run = load_run(str(folder))
         return [
             record
-            for block, verify, temperature in product(BLOCKS, VERIFY, TEMPERATURES)
+            for block, verify, temperature in product(blocks, VERIFY, TEMPERATURES)
             for record in accepted(run, verify, Warp(temperature), block, NUM, PROMPT, NEW, seed)
         ]
 
     stated = to_dict(override(config, trunk__pretrained="trunk"))
     inputs = {
-        "trunk": to_dict(trunk_config), "head": stated, "blocks": list(BLOCKS), "verify": list(VERIFY),
+        "trunk": to_dict(trunk_config), "head": stated, "blocks": list(blocks), "verify": list(VERIFY),
         "temperatures": list(TEMPERATURES), "prompts": [NUM, PROMPT, NEW],
     }  # fmt: skip
-    return cell(RESULTS / f"{on}-{head}-{seed}.json", inputs, command, measure, kept)
+    return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
 
 
 def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:

@@ -108,7 +108,8 @@ def text_cell(
     name = cell_name(head, seed, variant)
     text = load_corpus(config.data, trunk_config.tokenizer).facts["fingerprint"]
     stated = to_dict(override(config, trunk__pretrained="trunk"))  # by what it is, not where it lies
-    inputs = {"trunk": to_dict(trunk_config), "head": stated, "blocks": list(BLOCKS), "text": text}
+    blocks = scored_blocks(config)
+    inputs = {"trunk": to_dict(trunk_config), "head": stated, "blocks": list(blocks), "text": text}
     if head != "independent":
         inputs["base rate"] = RATES["independent"]
     if not family(head).exact:
@@ -121,10 +122,10 @@ def text_cell(
         run = load_run(str(folder))
         base = {} if head == "independent" else independent(on, seed, runs, tuple(variant.items()))
         store = load_corpus(config.data, config.tokenizer, progress=False).stores["validation"]
-        records = measure_text(run, store, on, "validation", config.data.length, BLOCKS, base)
+        records = measure_text(run, store, on, "validation", config.data.length, blocks, base)
         if on == "stdlib":
             suite = OPEN_SUITES["python"]()
-            for block in (1, *BLOCKS) if head == "independent" else BLOCKS:  # 1 is the trunk, one for all
+            for block in (1, *blocks) if head == "independent" else blocks:  # 1 is the trunk, one for all
                 records += probe_open(run, suite, open_cases(run, suite), num=1000, seed=seed, block=block)
         return records
 
@@ -151,7 +152,12 @@ def independent(on: str, seed: int, runs: Path, variant: tuple[tuple[str, Any], 
     folder = runs / on / cell_name("independent", seed, dict(variant))
     train(config, folder, build)
     store = load_corpus(config.data, config.tokenizer, progress=False).stores["validation"]
-    return likelihoods(load_run(str(folder)).model, store, config.data.length, BLOCKS).blocks
+    return likelihoods(load_run(str(folder)).model, store, config.data.length, scored_blocks(config)).blocks
+
+
+def scored_blocks(config: RunConfig) -> tuple[int, ...]:
+    """Those of BLOCKS that the head was trained for."""
+    return tuple(block for block in BLOCKS if block <= config.head.block_size)
 
 
 def print_tables(records: Sequence[dict[str, Any]]) -> None:

@@ -79,7 +79,7 @@ class Cells:
                 self._take("heads", head, seed, text_cell(on, head, seed, runs, command, {}, True))
                 for suite in SUITES:
                     self._take(suite, head, seed, suite_cell(suite, head, seed, runs, command, {}, True))
-                self._take("acceptance", head, seed, acceptance_cell(on, head, seed, runs, command, True))
+                self._take("acceptance", head, seed, acceptance_cell(on, head, seed, runs, command, True, {}))
                 self._take("quality", head, seed, quality_cell(on, head, seed, runs, command, True))
             self._take("speed", head, first, speed_cell(on, head, first, runs, command, not measure))
             if head in UNTUNED and not all(rate_cell(head, rate, runs, command, True) for rate in SWEPT):
