@@ -228,7 +228,8 @@ def _resume(folder: RunDir, task: Task, optimizers, averages: dict[str, Averaged
         return 0
     task.trainable.load_state_dict(state["trainable"])
     task.objective.load_state_dict(state["objective"])
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+    held = state.get("optimizers") or [state["optimizer"]]  # of a run from when there was one
+    for optimizer, kept in zip(optimizers, held, strict=True):
         optimizer.load_state_dict(kept)
     for name, kept in averages.items():
         kept.load_state_dict(state[name])
