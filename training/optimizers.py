@@ -28,7 +28,7 @@ def make_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.op
     return made
 
 
-def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+def hidden_matrices(module: nn.Module) -> list[torch.Tensor]:
     """Weights of linear layers that no table of words shares: an unembedding is not one."""
     words = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     for part in module.modules():

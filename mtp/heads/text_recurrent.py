@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from mtp.heads.reading import Read, ReadsText, Text
 from mtp.heads.readout import Kept, ReadoutHead, embed
 
-
 Norm = partial(nn.LayerNorm, bias=False)
 """One kernel on CPUs, where an RMS norm is many."""
 
