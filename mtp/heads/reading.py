@@ -92,11 +92,8 @@ class Read(nn.Module):
 
     def keys_and_values(self, entries: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """entries: (B, C, width) of places (B, C) → (B, heads, C, width / heads) each."""
-        keys, values = (
-            self.kv(self.entry_norm(entries.to(self.entry_norm.weight.dtype)))
-            .unflatten(-1, (2, self.num_heads, -1))
-            .unbind(2)
-        )
+        entries = self.entry_norm(entries.to(self.entry_norm.weight.dtype))
+        keys, values = self.kv(entries).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         return rotate(keys, places).transpose(1, 2), values.transpose(1, 2)
 
     def forward(self, z: Tensor, text: Text, pair: tuple[Any, Any], position: int) -> Tensor:

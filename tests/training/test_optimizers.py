@@ -42,6 +42,5 @@ def test_a_muon_step_turns_every_direction_alike_and_is_as_long_as_adamws():
     values = torch.linalg.svdvals(moved)
     assert values[7] > 0.5 * values[0]  # those of the gradient differ by more than that
     assert torch.linalg.svdvals(layer.weight.grad)[7] < 0.5 * torch.linalg.svdvals(layer.weight.grad)[0]
-    assert (
-        0.3 < moved.square().mean().sqrt() / (0.2 * 0.01) < 1.5
-    )  # Adam's steps are a fifth of lr in the mean (2502.16982)
+    size = moved.square().mean().sqrt() / 0.01
+    assert 0.06 < size < 0.3  # Adam's steps are a fifth of lr in the mean (2502.16982)
