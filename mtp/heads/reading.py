@@ -21,24 +21,24 @@ from mtp.heads.rotary import rotary, rotate, turn
 @dataclass(frozen=True)
 class Text:
     """pairs: keys and values of each reader, (B, heads, L, size). seen: (B, A, L), what each of a window's A anchors may look
-    at. row, slot: (N,), where the anchors are among the B · A. turns: (N, K−1, size), rotary cosines and sines of their
+    at. row, slot: (N,), where the anchors are among the B · A; no slot: each row has one, in their order. turns: (N, K−1, size), rotary cosines and sines of their
     blocks' places."""
 
     pairs: list[tuple[Tensor, Tensor]]
     seen: Tensor
     row: Tensor
-    slot: Tensor
+    slot: Tensor | None
     turns: tuple[Tensor, Tensor]
 
     def by_window(self, x: Tensor) -> Tensor:
         """(N, …) → (B, A, …), zero where a window has fewer anchors."""
-        if self.seen.shape[1] == 1 and len(x) == len(self.seen):
-            return x[:, None]  # one anchor a row, in their order
+        if self.slot is None:
+            return x[:, None]
         return x.new_zeros(*self.seen.shape[:2], *x.shape[1:]).index_put((self.row, self.slot), x)
 
     def by_anchor(self, x: Tensor) -> Tensor:
         """(B, A, …) → (N, …)."""
-        return x[:, 0] if x.shape[1] == 1 and len(self.row) == len(x) else x[self.row, self.slot]
+        return x[:, 0] if self.slot is None else x[self.row, self.slot]
 
 
 class ReadsText:
@@ -68,8 +68,7 @@ class ReadsText:
         made = [read.keys_and_values(entries, places) for read in self.reads]  # type: ignore[operator]
         if past.cache is not None:
             made = [past.cache.update(*pair, n) for n, pair in enumerate(made)]
-        if past.cache is not None:
-            slot, last = torch.zeros_like(past.row), past.place[:, None]
+            slot, last = None, past.place[:, None]
         else:  # a slot that no anchor takes looks at the first entry, and nobody looks at it
             slot, anchors = _slots(past)
             last = past.place.new_zeros(len(hidden), anchors).index_put((past.row, slot), past.place)
