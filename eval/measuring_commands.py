@@ -125,7 +125,7 @@ def speed(argv: list[str]) -> None:
         """also with the trunk's pass compiled"""
         verify: tuple[Literal["token", "block", "gumbel", "inverse-cdf"], ...] = ()
         """also decode with the trunk judging each head's draft, by these rules"""
-        acceptance: Path | None = None
+        acceptance: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[FILE …]")] = ()
         """with --verify: JSON of leaplm accept, whose accepted tokens are replayed where the weights are random"""
         train: bool = False
         """the training step instead: trunk alone, trunk and head at every position and at a quarter of them"""

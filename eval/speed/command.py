@@ -31,7 +31,7 @@ def run(args: Any, command: list[str]) -> None:
         f"{name}; reads {machine.bandwidth / 1e9:.0f} GB/s, multiplies {machine.throughput / 1e12:.2f} TFLOP/s; "
         f"prompt {args.prompt}, {args.new} new tokens, temperature {args.temperature}"
     )
-    acceptance = read_records(args.acceptance) if args.acceptance else []
+    acceptance = [r for file in args.acceptance for r in read_records(file)]
     records: list[dict[str, Any]] = []
     for on, trunk, heads, run in _subjects(args, dtype, device, threads):
         if args.train:

@@ -164,7 +164,7 @@ def _statistics(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def exact_variations(run: LoadedRun, encoded: EncodedSuite, size: int, batch: int = 4096) -> dict[str, float]:
     """prompt → ½ Σ |q − p| with q read off the head itself: no sampling. Mass outside the law counts whole."""
     rows = [(prompt, text) for prompt, law in encoded.suite.laws.items() for text in law]
-    contexts = _prompt_contexts(run, [encoded.starts[prompt] for prompt in encoded.suite.prompts])
+    contexts = prompt_contexts(run, [encoded.starts[prompt] for prompt in encoded.suite.prompts])
     at = {prompt: i for i, prompt in enumerate(encoded.suite.prompts)}
     lengths = [len(encoded.answers[prompt][text]) for prompt, text in rows]
     q: dict[tuple[str, str], float] = {}
@@ -184,7 +184,7 @@ def exact_variations(run: LoadedRun, encoded: EncodedSuite, size: int, batch: in
     return result
 
 
-def _prompt_contexts(run: LoadedRun, starts: list[list[int]], batch: int = 1024) -> Callable[[list[int]], Any]:
+def prompt_contexts(run: LoadedRun, starts: list[list[int]], batch: int = 1024) -> Callable[[list[int]], Any]:
     """Numbers of prompts → the context of the blocks after them. Prompts of one length are read together."""
     model, longest = run.model, max(map(len, starts))
     tokens = torch.tensor([start + [0] * (longest - len(start)) for start in starts], device=model.device)
