@@ -71,8 +71,8 @@ class TextRecurrent(ReadsText, ReadoutHead):
         return self.from_token(self.token_norm(embed(x, ctx.embedding)))
 
     def _token(self, ctx: Any, token: Tensor) -> Tensor:
-        """Of a drawn word, from a table of all words where none is being learned."""
-        if torch.is_grad_enabled():
+        """Of a drawn word, from a table of all words where none is being learned; soft ones are mixed before the norm."""
+        if torch.is_grad_enabled() or token.is_floating_point():
             return self._tokens(ctx, token)
         every = lambda: self.from_token(self.token_norm(ctx.embedding))  # noqa: E731
         return embed(token, self._words(every, ctx.embedding, self.token_norm.weight, *self.from_token.parameters()))
