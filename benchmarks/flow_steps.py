@@ -7,7 +7,9 @@ A cell trains (or finds) RUNS/ON/flow-map-SEED with the suite's own preset, then
 
     validity     as `leaplm probe`; answers of one block
     block_nll    Σ_x p(x) · −log q̂(x), nats a block: p the suite's law, q̂ a mean over --draws of the noise, so that the
-                 expectation of what is printed is above the true value (a bound)
+                 expectation of what is printed is above the true value (a bound). The more steps, the more of p(· | z)
+                 lies on one block, and the more draws it takes before the bound says anything: beyond one step it is
+                 loose where the law has more blocks than a few draws hit
 
 Cells and the plot lie in benchmarks/results/flow-steps/.
 """
