@@ -28,17 +28,26 @@ def cell(
             return held["results"]
     if kept:
         return []
-    results = measure()
+    results = [_placeless(r) for r in measure()]
     file.parent.mkdir(parents=True, exist_ok=True)
     envelope = {
         "schema": SCHEMA,
-        "command": command,
+        "command": [_place(word) for word in command],
         "provenance": provenance(),
         "inputs_sha256": digest,
         "results": results,
     }
     write_json(file, envelope)
     return results
+
+
+def _placeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "run": _place(record["run"])} if record.get("run") else record
+
+
+def _place(text: str) -> str:
+    """Of a path on this machine its last part: cells are committed, and mean the same anywhere."""
+    return Path(text).name if Path(text).is_absolute() else text
 
 
 def _stated(inputs: Any) -> Any:

@@ -6,10 +6,9 @@
 A cell trains (or finds) RUNS/ON/flow-map-SEED with the suite's own preset, then draws and scores at every number of steps.
 
     validity     as `leaplm probe`; answers of one block
-    block_nll    Σ_x p(x) · −log q̂(x), nats a block: p the suite's law, q̂ a mean over --draws of the noise, so that the
-                 expectation of what is printed is above the true value (a bound). The more steps, the more of p(· | z)
-                 lies on one block, and the more draws it takes before the bound says anything: beyond one step it is
-                 loose where the law has more blocks than a few draws hit
+    block_nll    E_x −log q̂(x), nats a block: x of the suite's law, all of it or --answers draws; q̂ a mean over --draws of
+                 the noise, so that the expectation of what is printed is above the true value (a bound). The more
+                 steps, the more of p(· | z) lies on one block: only with many draws to a block does it say anything
 
 Cells and the plot lie in benchmarks/results/flow-steps/.
 """
@@ -21,6 +20,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.cells import cell, cell_name, settings
@@ -43,7 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", nargs="+", default=SUITES, choices=SUITES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--draws", type=int, default=64, help="of the noise, for every block that is scored")
+    parser.add_argument("--draws", type=int, default=4096, help="of the noise, for every block that is scored")
+    parser.add_argument("--answers", type=int, default=256, help="blocks scored, where a suite has more")
     parser.add_argument("--runs", type=Path, default=Path("runs/heads"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants, as in benchmarks.heads")
     parser.add_argument(
@@ -53,7 +54,7 @@ def main() -> None:
     command, variant = ["python", "-m", "benchmarks.flow_steps", *sys.argv[1:]], settings(args.set)
     found = []
     for on, seed in product(args.on, args.seeds):
-        found += (made := steps_cell(on, seed, args.draws, args.runs, command, variant, args.kept))
+        found += (made := steps_cell(on, seed, (args.answers, args.draws), args.runs, command, variant, args.kept))
         if made:
             print(f"{on} seed {seed}", flush=True)
     if found:
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def steps_cell(
-    on: str, seed: int, draws: int, runs: Path, command: list[str], variant: dict[str, Any], kept: bool
+    on: str, seed: int, size: tuple[int, int], runs: Path, command: list[str], variant: dict[str, Any], kept: bool
 ) -> list[dict[str, Any]]:
     config = override(load_preset(on), head__name="flow-map", head__rank=None, seed=seed, **variant)
     suite, name = load_suite(on), cell_name("flow-map", seed, variant)
@@ -75,35 +76,40 @@ def steps_cell(
             run.head.steps = steps  # type: ignore[assignment]
             made = probe(run, suite, num=NUM, seed=seed).records
             records += [r for r in made if r["metric"] == "validity" and r["subject"] == "flow-map"]
-            value, error = bound(run, suite, draws, seed)
-            contract = {"block": run.block_size, "steps": steps, "draws": draws, "dtype": "float32", "ema": run.ema}
+            value, error = bound(run, suite, *size, seed)
+            contract = {"block": run.block_size, "steps": steps, "draws": size[1], "dtype": "float32", "ema": run.ema}
             records.append(
                 record(
                     "block_nll", value, stderr=error, stderr_over="draws", unit="nats/block", kind="bound", on=on,
-                    subject="flow-map", train_seed=seed, sample_seed=seed, contract=contract, n=draws,
+                    subject="flow-map", train_seed=seed, sample_seed=seed, contract=contract,
                 )
             )  # fmt: skip
         return records
 
-    inputs = {**to_dict(config), "law": suite.fingerprint, "num": NUM, "draws": draws}
+    inputs = {**to_dict(config), "law": suite.fingerprint, "num": NUM, "scored": list(size)}
     return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
 
 
 @torch.no_grad()
-def bound(run: LoadedRun, suite: Suite, draws: int, seed: int) -> tuple[float, float]:
-    """(nats a block, its Monte Carlo error): mean over prompts of Σ_x p(x) · −log q̂(x)."""
+def bound(run: LoadedRun, suite: Suite, answers: int, draws: int, seed: int) -> tuple[float, float]:
+    """(nats a block, its Monte Carlo error), prompts alike."""
     encoded = encode_suite(suite, run.tokenizer)
     rows = [(i, prompt, text) for i, prompt in enumerate(suite.prompts) for text in suite.laws[prompt]]
-    answers = torch.tensor([encoded.answers[prompt][text] for _, prompt, text in rows])
-    weight = torch.tensor([suite.laws[prompt][text] for _, prompt, text in rows]).double() / len(suite.prompts)
+    weight = np.array([suite.laws[prompt][text] for _, prompt, text in rows])
+    weight /= weight.sum()
+    sampled = len(rows) > answers
+    if sampled:
+        picks = np.random.default_rng(seed).choice(len(rows), answers, p=weight)
+        rows, weight = [rows[i] for i in picks], np.full(answers, 1 / answers)
+    tokens = torch.tensor([encoded.answers[prompt][text] for _, prompt, text in rows])
     contexts = prompt_contexts(run, [encoded.starts[prompt] for prompt in suite.prompts])
-    value, variance = 0.0, 0.0
-    for part in torch.arange(len(rows)).split(512):
+    nll, errors = np.zeros(len(rows)), np.zeros(len(rows))
+    for part in torch.arange(len(rows)).split(max(1, 2**18 // draws)):
         context = contexts([rows[i][0] for i in part.tolist()])
-        found = run.head.estimate_prefixes(context, answers[part], Rng(seed, part), draws)  # type: ignore[operator]
-        value -= float((weight[part] * found.log_prob[:, -1]).sum())
-        variance += float((weight[part] * found.stderr[:, -1]).square().sum())
-    return value, variance**0.5
+        found = run.head.estimate_prefixes(context, tokens[part], Rng(seed, part), draws)  # type: ignore[operator]
+        nll[part], errors[part] = -found.log_prob[:, -1].numpy(), found.stderr[:, -1].numpy()
+    spread = nll.std(ddof=1) / len(rows) ** 0.5 if sampled else np.sqrt((weight**2 * errors**2).sum())
+    return float((weight * nll).sum()), float(spread)
 
 
 def print_table(records: Sequence[dict[str, Any]]) -> None:

@@ -80,3 +80,10 @@ def test_a_cell_is_measured_once_and_again_when_its_inputs_change(tmp_path):
     for inputs, expected in (({"x": 1}, 1), ({"x": 1}, 1), ({"x": 2}, 2)):
         assert cell(file, inputs, ["c"], measure)[0]["value"] == expected
     assert json.loads(file.read_text())["schema"] == "leaplm/1"
+
+
+def test_a_committed_cell_names_no_folder_of_the_machine_it_was_measured_on(tmp_path):
+    file, place = tmp_path / "cell.json", str(tmp_path / "heads")
+    cell(file, {}, ["c", "--runs", place], lambda: [{"run": f"{place}/poker-0", "value": 1}, {"value": 2}])
+    assert str(tmp_path) not in file.read_text()
+    assert [r.get("run") for r in json.loads(file.read_text())["results"]] == ["poker-0", None]
