@@ -17,7 +17,7 @@ from mtp.decoding.row_cache import RowCache
 @dataclass(frozen=True)
 class Verified(Decoded):
     """log_q: nats under the trunk's law, or with verify none under the law drawn from. accepted: (batch, passes after
-    the prompt's), tokens that each pass committed, its draft's and none beyond; 0 once a row had ended. read: as
+    the prompt's), tokens that each pass committed, none past an end token; 0 once a row had ended. read: as
     accepted, tokens that the pass had to read for that row: the draft up to its end."""
 
     accepted: Tensor
@@ -104,6 +104,10 @@ class Rows:
         new = self.start[:, None] + torch.arange(self.most, device=self.text.device)
         tokens, log_p, passes = self.text.gather(1, new), self.log_p.gather(1, new), accepted.shape[1] + 1
         whole = trim(tokens, log_p, stops, pad_token, passes, self.limit)
+        total = accepted.cumsum(1)
+        ended = whole.stopped | (self.limit < self.most)  # and what a pass kept past that was never text
+        ends = torch.where(ended, whole.lengths, total[:, -1])
+        accepted = total.minimum(ends[:, None]).diff(dim=1, prepend=torch.zeros_like(total[:, :1]))
         return Verified(**vars(whole), accepted=accepted, read=torch.stack(self.seen, 1)[:, : accepted.shape[1]])
 
     def _index(self, count: int) -> Tensor:

@@ -110,6 +110,8 @@ def test_stop_tokens_end_a_row_there_and_nowhere_else(trunk, verify):
         length = ends[0] if ends else 22
         assert out.lengths[row] == length and bool(out.stopped[row]) == bool(ends)
         assert out.tokens[row, :length].tolist() == text[:length] and (out.tokens[row, length:] == 19).all()
+        committed = int(out.accepted[row].sum())
+        assert committed == length if ends else committed >= length
     assert len(set(out.lengths.tolist())) > 2
 
 
