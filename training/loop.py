@@ -23,7 +23,7 @@ from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from training.averages import averaged_state, moving_average, swapped, teacher_of
 from training.config import RunConfig, TrainingConfig
-from training.hardware import choose_threads, quiet_libraries, resolve_precision
+from training.hardware import choose_threads, keep_freed_memory, quiet_libraries, resolve_precision
 from training.optimizers import make_optimizers
 from training.run_dir import RunDir
 from training.schedules import learning_rate
@@ -56,6 +56,7 @@ def train(
 ) -> dict[str, float]:
     """Run or go on with a run; returns the last validation metrics."""
     quiet_libraries()
+    keep_freed_memory()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     main, device, plan = accelerator.is_main_process, accelerator.device, config.training
     folder = RunDir(run_dir)
