@@ -43,8 +43,9 @@ class RowCache(Cache):
                 )
             )
         keys, values = self.buffers[layer_idx]
+        rows = torch.arange(len(keys), device=keys.device)[:, None]
         for buffer, new in ((keys, key_states), (values, value_states)):
-            buffer.scatter_(2, self.places[:, None, :, None].expand_as(new), new)
+            buffer[rows, :, self.places] = new.transpose(1, 2)  # scatter_ goes through the whole buffer
         return keys[:, :, : self.reach], values[:, :, : self.reach]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -73,8 +73,8 @@ class History:
     def add(self, tokens: Tensor, hidden: Tensor, places: Tensor, read: Tensor | None = None) -> None:
         """tokens (batch, n), hidden (batch, n, d): what a pass of the trunk read and made. read: (batch, n), 0 for padding."""
         places = places if read is None else places.masked_fill(read == 0, self.tokens.shape[1] - 1)
-        self.tokens.scatter_(1, places, tokens)
-        self.hidden.scatter_(1, places[..., None].expand_as(hidden), hidden)
+        rows = self.rows[:, None]
+        self.tokens[rows, places], self.hidden[rows, places] = tokens, hidden
         self.reach = min(self.reach + tokens.shape[1], self.tokens.shape[1] - 1)
 
     def at(self, place: Tensor) -> Past:
