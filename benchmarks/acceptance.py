@@ -19,7 +19,7 @@ from benchmarks.heads import HEADS, TEXTS, scored_blocks, text_config
 from eval.acceptance import measure as accepted
 from eval.loading import load_run
 from eval.records import seeds_mean
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from mtp.heads import NAMES
 from training.config import load_preset, override, to_dict
 from training.loop import train

@@ -28,7 +28,7 @@ from eval.loading import load_run
 from eval.quality import quality
 from eval.records import seeds_mean
 from eval.samples import draw, held_out_prompts
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from training.config import RunConfig, load_preset, override, to_dict
 from training.loop import train
 from training.mtp_task import build

@@ -19,7 +19,7 @@ from benchmarks.heads import HEADS, TEXTS, text_config
 from eval.loading import load_run
 from eval.quality import quality
 from eval.samples import draw, held_out_prompts, write_samples
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from mtp.heads import NAMES
 from training.config import load_preset, override, to_dict
 from training.loop import train

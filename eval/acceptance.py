@@ -30,10 +30,10 @@ from eval.records import keep_records, record, write_records
 from eval.reliability import Scored, score
 from eval.samples import held_out_prompts, in_tokens, prompts_of, split_measured
 from eval.tables import print_row
+from flowmap.warp import Warp
 from mtp.decoding.confidence import Confidence, load_confidence
 from mtp.decoding.direct import pad_left
 from mtp.decoding.speculative import decode_verified
-from mtp.decoding.warp import Warp
 
 
 def run(args: Any, command: list[str]) -> None:

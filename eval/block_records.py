@@ -7,7 +7,7 @@ import torch
 from eval.likelihood import DRAWS, BlockLikelihood, gap_closed, standard_error
 from eval.records import record
 from eval.speed.floor import flop_counter
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 
 if TYPE_CHECKING:
     from eval.loading import LoadedRun

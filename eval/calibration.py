@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.loading import LoadedRun
+from flowmap.warp import Warp
 from mtp.decoding.confidence import Confidence, Estimate, features
 from mtp.decoding.direct import pad_left
 from mtp.decoding.speculative import decode_verified
-from mtp.decoding.warp import Warp
 from mtp.heads.base import Draft
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from eval.loading import LoadedRun
+from flowmap.warp import Warp
 from mtp.decoding.confidence import load_confidence
 from mtp.decoding.direct import Decoded, decode, pad_left
 from mtp.decoding.speculative import decode_verified
-from mtp.decoding.warp import Warp
 
 
 def decode_all(

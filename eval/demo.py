@@ -20,8 +20,8 @@ from eval.validity.command import summary
 from eval.validity.heat import suite_heat_map
 from eval.validity.probe import Probe, probe
 from eval.validity.suites import load_suite
+from flowmap.warp import Warp
 from mtp.decoding.direct import decode, pad_left
-from mtp.decoding.warp import Warp
 from training.config import load_preset, override
 from training.data.corpus import load_corpus
 from training.loop import train

@@ -49,6 +49,8 @@ def load_run(run: str) -> LoadedRun:
     from transformers import AutoModelForCausalLM
 
     quiet_libraries()
+    if model_type(run) == "leaplm-flow":
+        raise ValueError(f"{run} is a flow language model, which has no trunk: leaplm probe and sample read it")
     try:
         folder = str(model_folder(run))
     except ValueError:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from eval.decoding import decode_all
 from eval.loading import LoadedRun, load_run
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from training.config import DataConfig, TokenizerConfig, difference
 from training.data.corpus import load_corpus
 from training.data.tokenizer import start_token

@@ -1,14 +1,17 @@
 """`leaplm sample` and `leaplm quality`: text that a run writes, and what it is worth without a verifier."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from eval.flow import Sampling, load_flow
+from eval.flow_samples import draw_flow
 from eval.loading import load_run, model_type
 from eval.quality import quality
 from eval.records import write_records
 from eval.samples import draw, held_out_prompts, read_samples, write_samples
 from eval.tables import print_row
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 
 
 def sample(args: Any, command: list[str]) -> None:
@@ -21,6 +24,9 @@ def sample(args: Any, command: list[str]) -> None:
         return sample_images(args, command)
     rows = []
     for name in args.runs:
+        if model_type(name) == "leaplm-flow":
+            rows += _flow_samples(name, args)
+            continue
         run = load_run(name)
         if args.prompt is not None:
             prompts = [(args.prompt, "")] * args.num
@@ -39,8 +45,28 @@ def sample(args: Any, command: list[str]) -> None:
         write_records(args.json, command, [], samples=rows)
     if not args.out and not args.json:
         for row in rows:
-            print(f"--- {row['subject']}, temperature {row['contract']['temperature']:g}")
+            drafts = row.get("drafts", [])[:-1]
+            calls = f", nfe {row['contract']['nfe']}" if "drafts" in row else ""
+            print(f"--- {row['subject']}, temperature {row['contract']['temperature']:g}{calls}")
+            for number, draft in enumerate(drafts, 1):
+                print(f"{number:4}: {draft}")
             print(row["prompt"] + "|" + "|".join(row["blocks"]))
+
+
+def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
+    """For every number of steps and temperature."""
+    if args.block is not None or args.confidence is not None:
+        raise ValueError(f"{name} writes whole windows: leave --block and --confidence out, and set --steps")
+    run, rows = load_flow(name), []
+    room = run.model.config.length
+    if args.prompt is not None:
+        prompts = [(args.prompt, "")] * args.num
+    else:
+        prompts = held_out_prompts(run, args.num, min(args.prompt_tokens, room // 2), args.new)
+    for steps, temperature in product(args.steps, args.temperatures):
+        how = Sampling(steps, args.sampler, Warp(temperature, args.top_p), args.guidance, args.seed)
+        rows += draw_flow(run, prompts, how, new=args.new, batch=args.batch)
+    return rows
 
 
 def score(args: Any, command: list[str]) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from eval.decoding import decode_all
+from eval.flow import FlowRun
 from eval.loading import LoadedRun
 from eval.validity.suites import load_suite
+from flowmap.warp import Warp
 from mtp.decoding.speculative import Verified
-from mtp.decoding.warp import Warp
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
 from training.data.tokenizer import start_token
@@ -25,7 +26,7 @@ from training.data.tokenizer import start_token
 FIELDS = {"subject", "run", "train_seed", "prompt", "text", "blocks", "real", "contract", "sample_seed"}
 
 
-def held_out_prompts(run: LoadedRun, num: int, length: int, new: int) -> list[tuple[str, str]]:
+def held_out_prompts(run: LoadedRun | FlowRun, num: int, length: int, new: int) -> list[tuple[str, str]]:
     """(prompt, what followed): windows spread evenly over the held-out text, or a suite's own prompts."""
     return prompts_of(run, "validation", num, length, new)
 
@@ -39,7 +40,7 @@ def split_measured(run: LoadedRun) -> str:
     return "train" if set(suite.prompts) <= set(suite.trained) else "validation"
 
 
-def prompts_of(run: LoadedRun, split: str, num: int, length: int, new: int) -> list[tuple[str, str]]:
+def prompts_of(run: LoadedRun | FlowRun, split: str, num: int, length: int, new: int) -> list[tuple[str, str]]:
     """The same of a split by name; of a suite, "train" is what it was trained on."""
     if not run.config:
         raise ValueError(f"{run.name} does not say what it was trained on: give a --prompt")
@@ -60,7 +61,7 @@ def held_out_windows(run: LoadedRun, num: int, length: int) -> np.ndarray:
     return windows_of(run, "validation", num, length)
 
 
-def windows_of(run: LoadedRun, split: str, num: int, length: int) -> np.ndarray:
+def windows_of(run: LoadedRun | FlowRun, split: str, num: int, length: int) -> np.ndarray:
     """The same of a split by name."""
     data = DataConfig(**run.config["data"])
     tokenizer = TokenizerConfig(kind="pretrained", name=run.folder)
@@ -71,7 +72,7 @@ def windows_of(run: LoadedRun, split: str, num: int, length: int) -> np.ndarray:
     return np.stack([tokens[s : s + length] for s in starts]).astype(np.int64)
 
 
-def in_tokens(run: LoadedRun, prompts: Sequence[tuple[str, str]]) -> list[list[int]]:
+def in_tokens(run: LoadedRun | FlowRun, prompts: Sequence[tuple[str, str]]) -> list[list[int]]:
     """What decoding starts from: each prompt behind the start token."""
     encode = lambda text: run.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     return [[start_token(run.tokenizer), *encode(prompt)] for prompt, _ in prompts]

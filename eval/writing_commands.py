@@ -17,7 +17,8 @@ def sample(argv: list[str]) -> None:
     @dataclass
     class Sample:
         """Write text with each run by direct decoding and show it, block by block, or keep it in a file that
-        `leaplm quality` scores and `leaplm report` shows. An image run draws a grid for every number of steps."""
+        `leaplm quality` scores and `leaplm report` shows. An image run draws a grid for every number of steps, a flow
+        language model writes a text for each and shows its drafts."""
 
         runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
         """run directories, checkpoints or model folders"""
@@ -45,11 +46,11 @@ def sample(argv: list[str]) -> None:
         seed: int = 0
         """of the draws: one prompt, seed and temperature always give the same text"""
         steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4, 8)
-        """images: jumps from noise to image"""
+        """images and flow language models: jumps from noise to image or text"""
         sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
-        """images: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
+        """images and flow language models: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
         guidance: float = 1.0
-        """images: classifier-free guidance; 1 is none"""
+        """images and flow language models: classifier-free guidance; 1 is none"""
         label: int | None = None
         """images: one class, default all in turn"""
         score: bool = False

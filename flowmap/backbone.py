@@ -102,10 +102,12 @@ class Backbone(nn.Module):
         mask: Tensor | None = None,
         cache: Any = None,
         self_cond: Tensor | None = None,
+        clean: Tensor | None = None,
     ) -> Tensor:
         """x: (B, N, state_size); t, s: (B,) or (B, N). mask: bool, True = look, broadcastable to
         (B, heads, P+N, cached+P+N). cache: transformers' DynamicCache, or whatever has its `update` and
-        `get_seq_length`; its states stand before these. self_cond: an estimate of x_0, like x. → (B, N, output_size)."""
+        `get_seq_length`; its states stand before these. self_cond: an estimate of x_0, like x. clean: (B, N) bool, states
+        at time 0 whatever t says, as a prefix's are. → (B, N, output_size)."""
         context = context or Context()
         h = self.read(x)
         if self_cond is not None:
@@ -113,23 +115,23 @@ class Backbone(nn.Module):
         past = cache.get_seq_length() if cache is not None else 0
         if self.learned is not None:
             h = h + self.learned(past, x.shape[1])
-        condition = self._condition(t, s, context)
         num_prefix = 0
         if context.prefix is not None:
             num_prefix = context.prefix.shape[1]
             h = torch.cat([_built(self.read_prefix, "prefix_size")(context.prefix), h], 1)
-            zero = t.new_zeros(len(x))  # a prefix is clean
-            clean = self._condition(zero, zero, Context(label=context.label))
-            condition = torch.cat([clean.expand(-1, num_prefix, -1), condition.expand(-1, x.shape[1], -1)], 1)
+        condition = self._condition(t, s, context)
+        if num_prefix or clean is not None:
+            none = t.new_zeros(len(x))
+            at = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if clean is None else clean
+            condition = condition.beside(self._condition(none, none, Context(label=context.label)), at, num_prefix)
         turn = self.turn(past, num_prefix, x.shape[1], x.device) if self.turn is not None else None
-        condition = nn.functional.silu(condition)
         for block in self.blocks:
             h = block(h, condition, mask, cache, turn)
-        shift, scale = self.modulate(condition).chunk(2, -1)
+        shift, scale = condition.through(self.modulate).chunk(2, -1)
         return self.write(self.norm(h) * (1 + scale) + shift)[:, num_prefix:]
 
-    def _condition(self, t: Tensor, s: Tensor, context: Context) -> Tensor:
-        """(B, 1 or N, W): times and what the context says to all states alike or to each."""
+    def _condition(self, t: Tensor, s: Tensor, context: Context) -> "Condition":
+        """Times and what the context says to all states alike or to each."""
         found = self.time(t)
         if self.config.use_s:
             found = found + self.target(s if self.config.embed == "s" else t - s)
@@ -140,7 +142,26 @@ class Backbone(nn.Module):
         if context.vector is not None:
             told = _built(self.vector, "vector_size")(context.vector)
             found = found + (told if told.ndim == 3 else told[:, None])
-        return found
+        return Condition(nn.functional.silu(found))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What shifts, scales and gates the states. own: (B, 1 or P+N, W). clean: (B, 1, W), of those where at, (B, P+N, 1), is
+    True: one row a sample goes through every layer for them, however many they are."""
+
+    own: Tensor
+    clean: Tensor | None = None
+    at: Tensor | None = None
+
+    def beside(self, clean: "Condition", at: Tensor, num_prefix: int) -> "Condition":
+        """With clean states among the N, (B, N) bool, and before them."""
+        own = self.own if self.own.shape[1] == 1 else nn.functional.pad(self.own, (0, 0, num_prefix, 0))
+        return Condition(own, clean.own, nn.functional.pad(at, (num_prefix, 0), value=True)[..., None])
+
+    def through(self, layer: nn.Module) -> Tensor:
+        own = layer(self.own)
+        return own if self.at is None else torch.where(self.at, layer(self.clean), own)
 
 
 class Block(nn.Module):
@@ -157,8 +178,8 @@ class Block(nn.Module):
         hidden = int(c.mlp_ratio * c.width)
         self.up, self.down = nn.Linear(c.width, hidden), nn.Linear(hidden, c.width)
 
-    def forward(self, h: Tensor, condition: Tensor, mask: Tensor | None, cache: Any, turn: Any) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(condition).chunk(6, -1)
+    def forward(self, h: Tensor, condition: Condition, mask: Tensor | None, cache: Any, turn: Any) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = condition.through(self.modulate).chunk(6, -1)
         x = torch.addcmul(shift_a, self.norm(h), 1 + scale_a)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k, v = self.norm_q(q).transpose(1, 2), self.norm_k(k).transpose(1, 2), v.transpose(1, 2)

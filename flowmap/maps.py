@@ -97,10 +97,14 @@ class FlowMap(nn.Module):
         return self.coefficients(self.path.alpha(t), self.path.sigma(t), self.data_scale, self.path.noise_scale)
 
     def _network(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any, self_cond: Tensor | None) -> Tensor:
+        more = {} if self_cond is None else {"self_cond": self_cond}
+        return self.network(self._scaled(x_t, t), t, s, context, **more)
+
+    def _scaled(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """c_in·x_t, of unit variance."""
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         c_in = (alpha**2 * self.data_scale**2 + sigma**2 * self.path.noise_scale**2).rsqrt()
-        more = {} if self_cond is None else {"self_cond": self_cond}
-        return self.network(expand(c_in, x_t) * x_t, t, s, context, **more)
+        return expand(c_in, x_t) * x_t
 
 
 @dataclass(frozen=True)

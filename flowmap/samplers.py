@@ -40,14 +40,21 @@ class Guided:
     @torch.no_grad()
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         """copies: rows of x stand for so many times of each sample."""
-        self.rounds += 1
-        self.nfe += copies * (1 if self.guidance == 1 else 2)
-        repeat = lambda c: c if copies == 1 or c is None else c[torch.arange(len(x)) // copies]  # noqa: E731
-        v = self.model.velocity(x, t, s, repeat(self.context)).to(x.dtype)
+        self.count(copies)
+        v = self.model.velocity(x, t, s, self.repeated(self.context, len(x), copies)).to(x.dtype)
         if self.guidance == 1:
             return v
-        base = self.model.velocity(x, t, s, repeat(self.without)).to(x.dtype)
+        base = self.model.velocity(x, t, s, self.repeated(self.without, len(x), copies)).to(x.dtype)
         return base + self.guidance * (v - base)
+
+    def count(self, copies: int) -> None:
+        """One more round of calls."""
+        self.rounds += 1
+        self.nfe += copies * (1 if self.guidance == 1 else 2)
+
+    @staticmethod
+    def repeated(context: Any, rows: int, copies: int) -> Any:
+        return context if copies == 1 or context is None else context[torch.arange(rows) // copies]
 
     def jump(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return self.path.move(x, self.velocity(x, t, s), t, s)

@@ -13,7 +13,7 @@ _HOMES = {
     "Draft": "mtp.heads.base",
     "Confidence": "mtp.decoding.confidence",
     "JointHead": "mtp.heads.base",
-    "Warp": "mtp.decoding.warp",
+    "Warp": "flowmap.warp",
     "build_head": "mtp.heads",
     "decode": "mtp.decoding.direct",
     "decode_verified": "mtp.decoding.speculative",

@@ -17,9 +17,9 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from flowmap.warp import Warp
 from mtp.decoding.direct import Decoded, decode
 from mtp.decoding.speculative import decode_verified
-from mtp.decoding.warp import Warp
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from training.fields import (
     DataConfig,
+    FlowConfig,
     HeadConfig,
     ImageConfig,
     OptimizerConfig,
@@ -26,7 +27,7 @@ from training.fields import (
 )
 
 __all__ = [
-    "DataConfig", "HeadConfig", "ImageConfig", "OptimizerConfig", "RunConfig", "TokenizerConfig", "TrainingConfig",
+    "DataConfig", "FlowConfig", "HeadConfig", "ImageConfig", "OptimizerConfig", "RunConfig", "TokenizerConfig", "TrainingConfig",
     "TrunkConfig", "difference", "known_keys", "load_preset", "merge", "one_line", "override", "preset_names",
     "read_yaml", "to_dict", "validate",
 ]  # fmt: skip

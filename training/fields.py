@@ -176,6 +176,39 @@ class ImageConfig:
 
 
 @dataclass(config=STRICT)
+class FlowConfig:
+    """A flow language model instead of a trunk with a head: whole windows from noise in a few steps."""
+
+    name: str = "flow"
+    """what records call it, the preset's name"""
+    objective: str = "kl-psd"
+    """cross-entropy, vlb: the denoiser alone; kl-psd, esd, lsd: the few-step map too"""
+    options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
+    """the objective's own: diagonal, boundary, power, t_min, teacher_decay, times (uniform or logit-normal), …"""
+    codebook: Literal["one-hot", "embedding", "bits"] = "one-hot"
+    """what a token's state is"""
+    state_size: Count = 32
+    """of learned codes"""
+    prior: bool = False
+    """add to the logits what a token's own state says of it (the matched filter)"""
+    path: Literal["linear", "cosine"] = "linear"
+    """between code and noise"""
+    prompts: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """text: share of the windows that begin with a known stretch of any length"""
+    width: Count = 128
+    depth: Count = 4
+    heads: Count = 4
+    positions: Literal["learned", "rope", "none"] = "rope"
+    """how tokens know their place"""
+    time_scale: Size = 1000.0
+    """of the time embeddings: 1000 tells near times apart; a few units are smooth, for objectives with derivatives"""
+    use_s: bool = True
+    """False: the network is not told where it lands"""
+    attention: str = "sdpa"
+    """backend: sdpa, sdpa_math, eager, flex_attention, flash_attention_2, flash_attention_4"""
+
+
+@dataclass(config=STRICT)
 class OptimizerConfig:
     """AdamW or Muon, and their learning rate as a function of the step alone."""
 
@@ -235,3 +268,4 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     image: ImageConfig | None = None
+    flow: FlowConfig | None = None

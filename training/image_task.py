@@ -1,23 +1,21 @@
 """The image task: a set of images, the shared backbone over patches, any objective on the two-time map."""
 
-import inspect
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from eval.images.distances import negative_distance, squared_mmd
-from flowmap.objectives import OBJECTIVES, Objective
+from flowmap.objectives import OBJECTIVES
 from flowmap.rng import Rng
 from flowmap.samplers import Guided, pushforward, uniform_times
-from flowmap.times import LogitNormal, Uniform
 from imm.batch import ImageBatches
 from imm.data import load_images
 from imm.model import ImageFlow, ImageFlowConfig
-from training.config import ImageConfig, RunConfig
+from training.config import RunConfig
+from training.objectives import build_objective
 from training.task import Task
 
 PROBE_STEPS = (1, 4)
@@ -31,7 +29,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     with accelerator.main_process_first():
         images = load_images(plan.name, config.data.root, plan.size)
     torch.manual_seed(config.seed)  # an objective may have weights of its own
-    objective = build_objective(plan)
+    objective = build_objective("image", plan, OBJECTIVES)
     no_label = images.num_classes
     scaling = images.scaling
     channels, height, width = images.shape
@@ -87,25 +85,6 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         },
         probe=partial(_energy_distances, model, test[:PROBE_SAMPLES], torch.as_tensor(images.test_labels)),
     )
-
-
-def build_objective(plan: ImageConfig) -> Objective:
-    """By name, with its options; `times` is a law's name."""
-    if plan.objective not in OBJECTIVES:
-        raise ValueError(f"unknown objective {plan.objective!r}: known are {', '.join(OBJECTIVES)}")
-    kind = OBJECTIVES[plan.objective]
-    options: dict[str, Any] = dict(plan.options)
-    if "times" in options:
-        laws = {"uniform": Uniform, "logit-normal": LogitNormal}
-        if options["times"] not in laws:
-            raise ValueError(f"image.options times {options['times']!r}: known are {', '.join(laws)}")
-        options["times"] = laws[options["times"]]()
-    makers = [vars(k)["__init__"] for k in kind.__mro__ if "__init__" in vars(k)]
-    known = [p for maker in makers for p in inspect.signature(maker).parameters]
-    if unknown := sorted(set(options) - set(known)):
-        own = [p for p in dict.fromkeys(known) if p not in ("self", "args", "more", "kwargs")]
-        raise ValueError(f"objective {plan.objective} has no option {unknown[0]!r}; it has {', '.join(own)}")
-    return kind(**options)
 
 
 def _energy_distances(model: ImageFlow, test: Tensor, labels: Tensor) -> dict[str, float]:

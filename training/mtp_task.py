@@ -43,7 +43,7 @@ class Data:
 
 def build(config: RunConfig, accelerator: Accelerator) -> Task:
     """Everything the loop needs; the same on every rank."""
-    suite = _suite(config)
+    suite = suite_of(config)
     if config.trunk.cache_states and (not config.trunk.frozen or not config.trunk.pretrained or suite):
         raise ValueError("trunk.cache_states needs trunk.pretrained, trunk.frozen and text to read")
     if config.trunk.lora and (config.trunk.frozen or not config.trunk.pretrained):
@@ -136,11 +136,11 @@ def _text_data(config: RunConfig, quiet: bool) -> Data:
     )
     length = config.data.length
     train = TextWindows(corpus.stores["train"], length, reach, config.training.batch_size, config.seed)
-    validation = _fixed_windows(corpus.stores["validation"], length, reach, config)
+    validation = validation_windows(corpus.stores["validation"], length, reach, config)
     return Data(corpus.tokenizer, reach, train, validation, {"data": config.data.name, **corpus.facts})
 
 
-def _fixed_windows(store: TokenStore, length: int, reach: int, config: RunConfig) -> list[Callable[[], Any]]:
+def validation_windows(store: TokenStore, length: int, reach: int, config: RunConfig) -> list[Callable[[], Any]]:
     """Validation windows spread over the whole split, always the same ones."""
     if len(store.tokens) < 2:
         return []
@@ -173,7 +173,7 @@ def _suite_data(config: RunConfig, suite: Suite) -> Data:
     return Data(tokenizer, block_size, train, validation, {"suite": suite.name, "fingerprint": suite.fingerprint})
 
 
-def _suite(config: RunConfig) -> Suite | None:
+def suite_of(config: RunConfig) -> Suite | None:
     if config.data.suite and config.data.cases:
         raise ValueError("data.suite and data.cases exclude each other")
     name = config.data.suite or config.data.cases

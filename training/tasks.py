@@ -1,4 +1,4 @@
-"""What a configuration trains: a language model with or without a joint head, or an image model."""
+"""What a configuration trains: a language model with or without a joint head, a flow language model, or an image model."""
 
 from accelerate import Accelerator
 
@@ -7,6 +7,12 @@ from training.task import Task
 
 
 def build(config: RunConfig, accelerator: Accelerator) -> Task:
+    if config.image is not None and config.flow is not None:
+        raise ValueError("image and flow exclude each other: a run trains one model")
+    if config.flow is not None:
+        from training.flow_task import build as build_flow
+
+        return build_flow(config, accelerator)
     if config.image is not None:
         from training.image_task import build as build_images
 

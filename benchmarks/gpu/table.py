@@ -33,8 +33,8 @@ from eval.likelihood import BlockLikelihood, likelihoods
 from eval.records import record, write_records
 from eval.speed.decoding import Setting, contenders, measure
 from eval.speed.floor import measure_machine
+from flowmap.warp import Warp
 from mtp.decoding.speculative import decode_verified
-from mtp.decoding.warp import Warp
 from mtp.heads import NAMES
 from mtp.model import MTPForCausalLM
 from training.data.windows import TextWindows

@@ -15,9 +15,9 @@ from eval.records import record
 from eval.speed.floor import Machine, Work, measure_work
 from eval.speed.memory import peak_memory
 from eval.speed.timing import interleaved, load_average, pair_ratio
+from flowmap.warp import Warp
 from mtp.decoding.direct import compiled_step, decode, history_of
 from mtp.decoding.speculative import Verified, decode_verified
-from mtp.decoding.warp import Warp
 from mtp.model import MTPForCausalLM
 
 

@@ -2,26 +2,27 @@
 
 from typing import Any
 
-from eval.loading import load_run
+from eval.flow import Sampling, load_flow
+from eval.loading import load_run, model_type
 from eval.pictures import standalone
 from eval.records import keep_records, write_records
 from eval.report import Section, write_report
 from eval.tables import print_row
+from eval.validity.flow_probe import probe_flow
 from eval.validity.heat import suite_heat_map
 from eval.validity.open import OPEN_SUITES, OpenSuite
 from eval.validity.open_probe import open_cases, probe_open
 from eval.validity.probe import Probe, probe
-from eval.validity.suites import load_suite
-from mtp.decoding.warp import Warp
+from eval.validity.suites import Suite, load_suite
+from flowmap.warp import Warp
 
 MOST_OPEN = 2000
 """Samples of an open suite: each is a text of its own."""
 
 
 def run(args: Any, command: list[str]) -> None:
-    warp = Warp(args.temperature, args.top_p)
     if args.suite in OPEN_SUITES:
-        _run_open(OPEN_SUITES[args.suite](), warp, args, command)
+        _run_open(OPEN_SUITES[args.suite](), Warp(args.temperature, args.top_p), args, command)
         return
     suite = load_suite(args.suite)
     if args.num < len(suite.laws) or args.batch < 1:
@@ -31,10 +32,12 @@ def run(args: Any, command: list[str]) -> None:
     probes = []
     print_row("", "validity", "TV", "TV exact", "exact sampler's TV", "coverage")
     for name in args.runs:
-        done = probe(load_run(name), suite, num=args.num, batch=args.batch, warp=warp, seed=args.seed, block=args.block)
-        probes.append(done)
-        print_row(done.subject, *summary(done))
-        keep_records(name, f"probe-{suite.name}-{done.subject}{_how(args)}", command, done.records)
+        made = _flow_probes(name, suite, args) if model_type(name) == "leaplm-flow" else [_probe(name, suite, args)]
+        for done in made:
+            print_row(" ".join([done.subject, *_steps(done)]), *summary(done))
+        probes += made
+        how = f"probe-{suite.name}-{made[0].subject}{_how(args)}"
+        keep_records(name, how, command, [r for done in made for r in done.records])
     records = [r for p in probes for r in p.records]
     if args.json:
         write_records(args.json, command, records)
@@ -49,6 +52,25 @@ def run(args: Any, command: list[str]) -> None:
             [Section("Heat maps", text, suite_heat_map(probes))],
             records,
         )
+
+
+def _probe(name: str, suite: Suite, args: Any) -> Probe:
+    run, warp = load_run(name), Warp(args.temperature, args.top_p)
+    return probe(run, suite, num=args.num, batch=args.batch, warp=warp, seed=args.seed, block=args.block)
+
+
+def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
+    """One for each number of steps."""
+    if args.block is not None:
+        raise ValueError(f"{name} writes whole windows: leave --block out, and set --steps")
+    run, warp = load_flow(name), Warp(args.temperature, args.top_p)
+    how = [Sampling(steps, args.sampler, warp, args.guidance, args.seed) for steps in args.steps]
+    return [probe_flow(run, suite, each, num=args.num, batch=args.batch) for each in how]
+
+
+def _steps(done: Probe) -> list[str]:
+    contract = done.records[0]["contract"]
+    return [f"{contract['sampler']}, nfe {contract['nfe']}"] if "sampler" in contract else []
 
 
 def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> None:
@@ -73,7 +95,7 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
 
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
-    usual = {"temperature": 1.0, "top_p": 1.0, "block": None}
+    usual = {"temperature": 1.0, "top_p": 1.0, "block": None, "sampler": "pushforward", "guidance": 1.0}
     return "".join(f"-{name}-{getattr(args, name)}" for name, value in usual.items() if getattr(args, name) != value)
 
 

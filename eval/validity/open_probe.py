@@ -10,7 +10,7 @@ from eval.decoding import decode_all
 from eval.loading import LoadedRun
 from eval.records import record
 from eval.validity.open import OpenCase, OpenSuite
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
 from training.data.store import TokenStore

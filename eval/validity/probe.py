@@ -17,8 +17,8 @@ from eval.decoding import decode_all
 from eval.loading import LoadedRun
 from eval.records import record
 from eval.validity.suites import Suite
+from flowmap.warp import Warp
 from mtp.decoding.direct import Decoded
-from mtp.decoding.warp import Warp
 from mtp.heads.past import Past
 from training.data.cases import EncodedSuite, encode_suite
 

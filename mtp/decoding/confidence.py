@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from mtp.heads.base import Draft
 
 FEATURES = ("entropy", "log_max", "log_collision", "log_before", "log_drawn")

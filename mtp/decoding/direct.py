@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowmap.rng import Rng
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 
 LOOK_EVERY = 16
 """Steps between two looks at whether every row has ended, where looking makes the host wait."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from flowmap.rng import Rng
+from flowmap.warp import Warp, inverse_cdf, pick
 from mtp.decoding.confidence import Confidence, Watch
 from mtp.decoding.rules import RULES, agreement
-from mtp.decoding.warp import Warp, inverse_cdf, pick
 from mtp.heads.base import Draft
 
 SHARED = ("gumbel", "inverse-cdf", "jacobi")

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmap.warp import Warp
 from mtp.decoding.confidence import Confidence
 from mtp.decoding.direct import LOOK_EVERY, Listener, block_size_of
 from mtp.decoding.drafter import SHARED, Drafter, Ending
 from mtp.decoding.rows import Rows, Verified, check_window, left_aligned, pick_state
 from mtp.decoding.rules import RULES
-from mtp.decoding.warp import Warp
 from mtp.heads.base import Draft
 
 VERIFY = (*RULES, *SHARED)

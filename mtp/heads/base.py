@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmap.rng import Rng
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 
 if TYPE_CHECKING:
     from mtp.heads.estimate import Estimate

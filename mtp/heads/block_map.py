@@ -55,8 +55,9 @@ class BlockMap(FlowMap):
 
     network: Backbone
 
-    def __init__(self, config: BackboneConfig, vocab_size: int) -> None:
+    def __init__(self, config: BackboneConfig, vocab_size: int, prior: bool = True) -> None:
         super().__init__(Backbone(config), LinearPath(), data_scale=1.0, codebook=Codes(vocab_size, config.state_size))
+        self.prior = prior
 
     def logits(self, x_t, t, s, context=None, self_cond=None):
         return self.read(self.features(x_t, t, s, context), x_t, t, context, self.codebook.codes())
@@ -70,6 +71,8 @@ class BlockMap(FlowMap):
     def read(self, features: Tensor, x_t: Tensor, t: Tensor, given: Given, codes: Tensor) -> Tensor:
         """(N, M, V), fp32 or better. The term in C, which grows as 1/t², is never rounded to half precision."""
         logits = in_full(nn.functional.linear(features, given.unembedding, given.bias))
+        if not self.prior:
+            return logits
         matched = expand(self.path.alpha(t) / self.path.sigma(t).square(), x_t) * x_t
         with torch.autocast(logits.device.type, enabled=False):
             return logits + matched.to(codes) @ codes.T

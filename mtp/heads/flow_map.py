@@ -48,6 +48,7 @@ class FlowMapHead(JointHead):
         boundary: float = 1 / 8,
         t_min: float = 0.05,
         scored: float = 1 / 8,
+        prior: bool = True,
     ) -> None:
         """state_size: of a code; width: of the backbone, default hidden_size. In training: diagonal, the share of
         anchors that learn p_{t→t}; boundary, of the others, the share that learn p_{1→0}; t_min, the least t; scored,
@@ -63,7 +64,7 @@ class FlowMapHead(JointHead):
             state_size, width, num_layers, num_heads, output_size=hidden_size, max_positions=block_size - 1,
             vector_size=hidden_size + embedding_size,
         )  # fmt: skip
-        self.map = BlockMap(config, vocab_size)
+        self.map = BlockMap(config, vocab_size, prior)
         self.objective = ProgressiveKL(diagonal, boundary=boundary, t_min=t_min)
         self.bound = VariationalBound(t_min, 1.0, "logistic", scale=1.5)  # least variance on six hands
 

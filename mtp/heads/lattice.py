@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmap.rng import Rng
-from mtp.decoding.warp import Warp, inverse_cdf
+from flowmap.warp import Warp, inverse_cdf
 from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.heads.readout import ReadoutHead
 from mtp.losses import lattice_nll

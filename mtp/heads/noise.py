@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from flowmap.rng import Rng
+from flowmap.warp import Warp
 from mtp.decoding.slices import left_over, within
-from mtp.decoding.warp import Warp
 from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.heads.block_chain import Block
 from mtp.heads.estimate import Estimate, every_draw, rows_of

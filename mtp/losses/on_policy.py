@@ -36,7 +36,7 @@ from flowmap.estimators import GumbelRao, ReinMax, STGumbel, StraightThrough
 from flowmap.estimators.relaxed import OneHotDraw
 from flowmap.kernels import Energy
 from flowmap.rng import Rng
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from mtp.heads.base import BlockContext, JointHead
 from mtp.heads.readout import embed
 from mtp.losses.linear_nll import CHUNK_LOGITS

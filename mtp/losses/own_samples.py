@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from flowmap.rng import Rng
+from flowmap.warp import Warp
 from mtp.decoding.rows import check_window
-from mtp.decoding.warp import Warp
 from mtp.heads.base import BlockContext, JointHead
 from mtp.losses.rollout import states_after
 

@@ -15,8 +15,8 @@ from eval import acceptance, calibration
 from eval.calibration import Drafts, chances, fit
 from eval.reliability import Scored, score
 from eval.samples import split_measured
+from flowmap.warp import Warp
 from mtp.decoding.confidence import FEATURES
-from mtp.decoding.warp import Warp
 from mtp.heads.base import Draft
 from tests.eval.test_acceptance import trained_run  # noqa: F401  a fixture
 

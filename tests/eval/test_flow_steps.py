@@ -9,7 +9,7 @@ import torch
 from benchmarks.flow_steps import bound
 from eval.validity.families import poker, skip
 from flowmap.rng import Rng
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from tests.eval.test_probe import run_for
 
 

@@ -14,8 +14,8 @@ from eval.validity.families import poker
 from eval.validity.heat import table
 from eval.validity.probe import probe, score
 from eval.validity.suites import Suite, load_suite
+from flowmap.warp import Warp
 from mtp import MTPForCausalLM
-from mtp.decoding.warp import Warp
 from training.data.tokenizer import word_tokenizer
 
 

@@ -17,7 +17,7 @@ from flowmap.objectives.tokens import (
     TokenStates,
     VariationalBound,
 )
-from flowmap.objectives.tokens.base import NoisedTokens, num_tokens
+from flowmap.objectives.tokens.base import NoisedTokens
 from flowmap.objectives.tokens.differential import logit_derivative
 from flowmap.path import CosinePath, LinearPath, expand
 from flowmap.rng import Rng
@@ -290,7 +290,7 @@ def test_slices_change_nothing(name):
     whole = objective(model, batch, rng=Rng(3, torch.arange(48), 5), step=0)
     parts = []
     for rows in (slice(0, 20), slice(20, 48)):
-        part = TokenStates(batch.tokens[rows], batch.context[rows])
+        part = batch[rows]
         parts.append(objective(model, part, rng=Rng(3, torch.arange(48)[rows], 5), step=0))
     assert torch.allclose(whole.sum, parts[0].sum + parts[1].sum, rtol=1e-5)
     assert whole.count == parts[0].count + parts[1].count
@@ -342,7 +342,7 @@ def test_the_weight_is_the_published_one():
     q, p = objective.target(model, x, 0), model.logits(x.x_t, x.t, x.s, x.context).softmax(-1)
     assert torch.allclose(weight, ((q - p).square().sum((1, 2)) + 1e-6).rsqrt(), rtol=1e-4)
     assert torch.allclose(objective(model, batch, rng=rng, step=0).sum, (weight * error).sum())
-    assert not weight.requires_grad and torch.equal(num_tokens(batch.tokens), torch.tensor(96.0))
+    assert not weight.requires_grad and torch.equal(batch.count, torch.tensor(96.0))
 
 
 def test_a_target_of_the_linear_form_stays_in_the_simplex_for_a_wrong_map():

@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from flowmap.warp import Warp
 from mtp.decoding.confidence import FEATURES, Confidence, Estimate, Watch, features, file_name, load_confidence
 from mtp.decoding.direct import decode, pad_left
 from mtp.decoding.speculative import RULES, decode_verified
-from mtp.decoding.warp import Warp
 from mtp.heads import NAMES
 from mtp.heads.base import Draft
 from tests.mtp.test_speculative import PROMPTS, alone, build

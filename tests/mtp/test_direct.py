@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from flowmap.rng import Rng
+from flowmap.warp import Warp
 from mtp import MTPForCausalLM
 from mtp.decoding.direct import compiled_step, decode, pad_left
-from mtp.decoding.warp import Warp
 from mtp.heads import NAMES
 
 PROMPTS = [[3, 7, 1], [5], [2, 9, 4, 4, 8]]

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from flowmap.objectives.tokens import ProgressiveKL, TokenStates
 from flowmap.rng import Rng
+from flowmap.warp import Warp, inverse_cdf
 from mtp import MTPForCausalLM
 from mtp.decoding.direct import pad_left
 from mtp.decoding.rules import RULES
 from mtp.decoding.speculative import decode_verified
-from mtp.decoding.warp import Warp, inverse_cdf
 from mtp.heads import build_head
 from mtp.heads.base import BlockContext
 from mtp.heads.flow_map import FlowMapHead

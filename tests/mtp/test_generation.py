@@ -11,9 +11,9 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from flowmap.warp import Warp
 from mtp import MTPForCausalLM, joint_generate
 from mtp.decoding.direct import decode, pad_left
-from mtp.decoding.warp import Warp
 
 PROMPTS = [[3, 7, 1], [5], [2, 9, 4, 4, 8]]
 

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from flowmap.rng import Rng
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from mtp.heads import NAMES, build_head, family, option_names
 from mtp.heads.base import BlockContext
 from mtp.heads.past import Past

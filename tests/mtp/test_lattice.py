@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from flowmap.rng import Rng
-from mtp.decoding.warp import Warp
+from flowmap.warp import Warp
 from mtp.heads import lattice
 from mtp.heads.base import BlockContext
 from mtp.heads.chains import FirstOrderChain

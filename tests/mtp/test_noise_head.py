@@ -7,10 +7,10 @@ import torch
 from scipy import stats
 
 from flowmap.rng import Rng
+from flowmap.warp import Warp, inverse_cdf
 from mtp import MTPForCausalLM
 from mtp.decoding.direct import pad_left
 from mtp.decoding.speculative import VERIFY, decode_verified
-from mtp.decoding.warp import Warp, inverse_cdf
 from mtp.heads import build_head
 from mtp.heads.base import BlockContext
 from mtp.heads.noise import NoiseHead

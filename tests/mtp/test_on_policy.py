@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flowmap.rng import Rng
+from flowmap.warp import Warp
 from mtp.decoding.rules import token_rule
-from mtp.decoding.warp import Warp
 from mtp.losses import on_policy
 from mtp.losses.on_policy import KINDS, RELAXED, TRUNK_KINDS, energy_policy, trunk_policy
 from tests.mtp.test_heads import D, V, all_blocks, context, head

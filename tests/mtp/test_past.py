@@ -7,10 +7,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flowmap.rng import Rng
+from flowmap.warp import Warp
 from mtp.batch import TokenBatch
 from mtp.decoding.direct import decode
 from mtp.decoding.speculative import decode_verified
-from mtp.decoding.warp import Warp
 from mtp.heads import NAMES, family
 from mtp.heads.past import Past
 from mtp.losses import distillation

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
+from flowmap.warp import inverse_cdf
 from mtp.decoding.rules import RULES, Verdict, agreement, block_rule, token_rule
-from mtp.decoding.warp import inverse_cdf
 
 V, K, N = 5, 3, 1_000_000
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
+from flowmap.warp import Warp, inverse_cdf, pick
 from mtp.decoding.slices import left_over, slice_of, within
-from mtp.decoding.warp import Warp, inverse_cdf, pick
 
 
 def laws(rows=4000, seed=0):

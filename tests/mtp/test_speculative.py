@@ -8,10 +8,10 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig
 
 from flowmap.rng import Rng
+from flowmap.warp import Warp
 from mtp import MTPForCausalLM
 from mtp.decoding.direct import decode, pad_left
 from mtp.decoding.speculative import SHARED, VERIFY, decode_verified
-from mtp.decoding.warp import Warp
 
 PROMPTS = [[3, 7, 1], [5], [2, 9, 4, 4, 8]]
 

@@ -8,9 +8,9 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from flowmap.rng import Rng
+from flowmap.warp import Warp, inverse_cdf
 from mtp import MTPForCausalLM
 from mtp.batch import TokenBatch
-from mtp.decoding.warp import Warp, inverse_cdf
 from mtp.losses.text_noise import text_noise
 from mtp.objective import JointCrossEntropy
 

@@ -20,8 +20,8 @@ from tests.training.harness import (
     write_preset,
 )
 from training.config import load_preset, override
-from training.image_task import build_objective
 from training.loop import train
+from training.objectives import build_objective
 from training.run_dir import model_folder
 from training.tasks import build
 
@@ -133,7 +133,7 @@ def test_every_objective_trains_an_image_model(tmp_path, name):
 def test_wrong_options_are_one_line():
     plan = load_preset("imm-digits").image
     with pytest.raises(ValueError, match="unknown objective 'im'"):
-        build_objective(override(load_preset("imm-digits"), image__objective="im").image)
+        build_objective("image", override(load_preset("imm-digits"), image__objective="im").image, OBJECTIVES)
     with pytest.raises(ValueError, match="imm has no option 'sharpness'; it has group_size, k"):
-        build_objective(override(load_preset("imm-digits"), image__options={"sharpness": 1}).image)
-    assert plan is not None and build_objective(plan).group_size == 4
+        build_objective("image", override(load_preset("imm-digits"), image__options={"sharpness": 1}).image, OBJECTIVES)
+    assert plan is not None and build_objective("image", plan, OBJECTIVES).group_size == 4

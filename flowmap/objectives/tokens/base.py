@@ -24,17 +24,31 @@ from flowmap.times import TimeLaw, Uniform, ordered_pair
 @dataclass(frozen=True)
 class TokenStates:
     """A slice of token sequences; their states are the model's codes. tokens: (batch, N) int64; context: what the map's
-    network takes, indexable by rows."""
+    network takes, indexable by rows. scored: (batch, N) bool, the tokens that a loss is a mean over, where a map knows
+    the others by its context and gives them no loss; None: all."""
 
     tokens: Tensor
     context: Any = None
+    scored: Tensor | None = None
 
     @property
     def size(self) -> int:
         return len(self.tokens)
 
+    @property
+    def count(self) -> Tensor:
+        """Scored tokens, as a number to divide by."""
+        if self.scored is None:
+            return torch.tensor(float(self.tokens.numel()), device=self.tokens.device)
+        return self.scored.sum().float()
+
+    def __getitem__(self, rows: Tensor) -> "TokenStates":
+        context, scored = (None if part is None else part[rows] for part in (self.context, self.scored))
+        return TokenStates(self.tokens[rows], context, scored)
+
     def to(self, device: torch.device) -> "TokenStates":
-        return TokenStates(self.tokens.to(device), None if self.context is None else self.context.to(device))
+        context, scored = (None if part is None else part.to(device) for part in (self.context, self.scored))
+        return TokenStates(self.tokens.to(device), context, scored)
 
 
 @dataclass(frozen=True)
@@ -91,13 +105,13 @@ class TokenObjective(Objective):
             part = x[local]
             error = cross_entropy(model.logits(part.x_t, part.t, part.t, part.context), part.tokens)
             total = total + error.sum()
-            metrics["cross_entropy"] = (error.sum().detach(), num_tokens(part.tokens))
+            metrics["cross_entropy"] = (error.sum().detach(), batch[local].count)
         if len(few):
             part = x[few]
             error, weight = self.divergence(model, teacher or model, part, step)
             total = total + (weight * error).sum()
-            metrics["few_step_kl"] = (error.sum().detach(), num_tokens(part.tokens))
-        return Loss(total, num_tokens(batch.tokens), metrics)
+            metrics["few_step_kl"] = (error.sum().detach(), batch[few].count)
+        return Loss(total, batch.count, metrics)
 
     def noised(self, model: Any, batch: TokenStates, rng: Rng, step: int) -> tuple[NoisedTokens, Tensor]:
         """The batch at its times, and which of its samples are on the diagonal."""
@@ -127,7 +141,3 @@ class TokenObjective(Objective):
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     """Σ_l −log p(x^l), (rows,), in nats."""
     return -in_full(logits).log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(1)
-
-
-def num_tokens(tokens: Tensor) -> Tensor:
-    return torch.tensor(float(tokens.numel()), device=tokens.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowmap.objectives.base import Loss, Objective
-from flowmap.objectives.tokens.base import TokenStates, cross_entropy, num_tokens
+from flowmap.objectives.tokens.base import TokenStates, cross_entropy
 from flowmap.path import Path
 from flowmap.rng import Rng
 
@@ -41,7 +41,8 @@ class VariationalBound(Objective):
 
     def forward(self, model, batch: TokenStates, *, teacher=None, rng: Rng, step: int) -> Loss:
         x_0 = model.codebook.encode(batch.tokens)
-        prior = self.log_snr(model.path, self.t_max).exp().to(x_0) / 2 * x_0.square().flatten(1).sum(1)
+        told = x_0 if batch.scored is None else x_0 * batch.scored[..., None]
+        prior = self.log_snr(model.path, self.t_max).exp().to(x_0) / 2 * told.square().flatten(1).sum(1)
 
         t, weight = (part.to(x_0) for part in self.draw(model.path, rng, batch.size))
         x_t = model.path.noise(x_0, model.path.draw_noise(rng, "eps", x_0), t)
@@ -52,7 +53,7 @@ class VariationalBound(Objective):
         x_least = model.path.noise(x_0, model.path.draw_noise(rng, "eps_min", x_0), least)
         reading = cross_entropy(model.logits(x_least, least, least, batch.context), batch.tokens)
 
-        count = num_tokens(batch.tokens)
+        count = batch.count
         parts = {"prior": prior, "drift": drift, "reading": reading}
         metrics = {name: (part.sum().detach(), count) for name, part in parts.items()}
         return Loss((prior + drift + reading).sum(), count, metrics)

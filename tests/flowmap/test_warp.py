@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from mtp.decoding.warp import Warp, inverse_cdf
+from flowmap.warp import Warp, inverse_cdf
 
 
 @pytest.mark.parametrize(

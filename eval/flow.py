@@ -1,0 +1,101 @@
+"""A flow language model's run, and many prompts written with it in batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.loading import run_facts
+from flowlm.model import FlowLM
+from flowlm.token_map import Known
+from flowlm.writing import write
+from flowmap.rng import Rng
+from flowmap.warp import Warp
+from training.data.tokenizer import load_tokenizer
+from training.hardware import quiet_libraries
+from training.run_dir import model_folder
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """As `loading.LoadedRun`. subject: the preset's name."""
+
+    name: str
+    model: FlowLM
+    tokenizer: Any
+    subject: str
+    train_seed: int | None
+    ema: float | None
+    config: dict[str, Any]
+    folder: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a text is refined. steps: the draw of the tokens is the last."""
+
+    steps: int = 1
+    sampler: str = "pushforward"
+    warp: Warp = field(default_factory=Warp)
+    guidance: float = 1.0
+    seed: int = 0
+
+
+def load_flow(run: str) -> FlowRun:
+    quiet_libraries()
+    folder = str(model_folder(run))
+    try:
+        model = FlowLM.from_pretrained(folder, dtype=torch.float32)
+    except Exception as error:  # a broken file fails in as many ways as there are formats
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{run} did not load: {first_line}") from error
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    config, threads = run_facts(run)
+    if threads:
+        torch.set_num_threads(threads)
+    subject = (config.get("flow") or {}).get("name", "flow")
+    ema = config.get("training", {}).get("ema")
+    return FlowRun(run, model, load_tokenizer(folder), subject, config.get("seed"), ema, config, folder)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """which: of the starts. texts: token lists, what was written behind each up to the window's end. drafts: the likeliest
+    tokens at every call of the network, the same of each. nfe: network calls a sample."""
+
+    which: slice
+    texts: list[list[int]]
+    drafts: list[list[list[int]]]
+    nfe: int
+
+
+@torch.no_grad()
+def write_all(
+    run: FlowRun, starts: Sequence[list[int]], how: Sampling, batch: int, drafts: bool = False
+) -> Iterator[Rows]:
+    """starts: token lists. A row's draw depends on its place in starts alone, not on the batch."""
+    length, device = run.model.config.length, run.model.device
+    if longest := max((len(start) for start in starts if len(start) >= length), default=0):
+        raise ValueError(f"a prompt of {longest} tokens leaves nothing of {run.name}'s windows of {length} to write")
+    for low in range(0, len(starts), batch):
+        part = slice(low, min(low + batch, len(starts)))
+        known = _window(starts[part], length, device)
+        rng = Rng(how.seed, torch.arange(part.start, part.stop, device=device))
+        heard: list[Tensor] = []
+        out = write(
+            run.model.map, run.model.blank_states(known.tokens), rng, known=known, steps=how.steps, sampler=how.sampler,
+            warp=how.warp, guidance=how.guidance, watch=heard.append if drafts else None,
+        )  # fmt: skip
+        yield Rows(part, _behind(starts[part], out.tokens), [_behind(starts[part], d) for d in heard], out.nfe)
+
+
+def _behind(starts: Sequence[list[int]], tokens: Tensor) -> list[list[int]]:
+    return [row[len(start) :] for row, start in zip(tokens.tolist(), starts, strict=True)]
+
+
+def _window(starts: Sequence[list[int]], length: int, device: torch.device) -> Known:
+    tokens: Tensor = torch.tensor([[*start, *[0] * (length - len(start))] for start in starts], device=device)
+    at = torch.arange(length, device=device) < torch.tensor([[len(start)] for start in starts], device=device)
+    return Known(tokens, at)

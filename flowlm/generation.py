@@ -1,0 +1,154 @@
+"""`generate` of a flow language model: a window written as a whole, from a prompt, around gaps or from nothing.
+
+    model.generate(prompt_ids, num_steps=4, do_sample=True)
+    model.generate(window_ids, known=mask, num_steps=4)                     infilling: mask is True where ids stand
+    model.generate(prompt_ids, streamer=TextDiffusionStreamer(tokenizer))   drafts as they are refined
+
+A model of windows has no law for shorter ones: the whole window is written, and cut where a row ends. Seeded by torch's
+own generator; `writing.write` takes addressed noise.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.utils import ModelOutput
+
+from flowlm.token_map import Known
+from flowlm.writing import Written, write
+from flowmap.rng import Rng
+from flowmap.samplers import SAMPLERS
+from flowmap.warp import Warp
+
+
+class FlowGenerationConfig(GenerationConfig):
+    """num_steps: refinement steps, the draw of the tokens being the last. sampler: one of flowmap.samplers. do_sample,
+    temperature, top_k, top_p: of that last softmax; without do_sample its likeliest tokens. guidance_scale: what is known
+    is the condition. max_new_tokens: of the window behind a prompt, default all of it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.num_steps: int = kwargs.pop("num_steps", 1)
+        self.sampler: str = kwargs.pop("sampler", "pushforward")
+        super().__init__(**kwargs)
+
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(self.num_steps, int) or self.num_steps < 1:
+            raise ValueError(f"num_steps {self.num_steps!r}: a text takes a whole number of steps, 1 at least")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(SAMPLERS)}")
+        super().validate(*args, **kwargs)
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> "FlowGenerationConfig":
+        names = "bos_token_id", "eos_token_id", "pad_token_id"
+        return cls(**{name: getattr(model_config, name, None) for name in names})
+
+    @property
+    def warp(self) -> Warp:
+        if not self.do_sample:
+            return Warp(0.0)
+        values = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return Warp(**{name: value for name, value in values.items() if value is not None})
+
+
+@dataclass
+class FlowOutput(ModelOutput):
+    """sequences: (batch, length), known tokens included, padded behind each row's end. tokens_per_forward: new tokens a
+    row over nfe, the network calls of a sample."""
+
+    sequences: Tensor | None = None
+    tokens_per_forward: float | None = None
+    nfe: int | None = None
+
+
+class FlowGenerationMixin:
+    """What FlowLM adds to a PreTrainedModel to write."""
+
+    config: Any
+    map: Any
+    generation_config: Any
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        known: Tensor | None = None,
+        generation_config: FlowGenerationConfig | None = None,
+        streamer: Any = None,
+        num_return_sequences: int = 1,
+        **kwargs: Any,
+    ) -> FlowOutput | Tensor:
+        """input_ids: (batch, prompt) tokens that the window begins with; with known, (batch, n ≤ length) bool, tokens that
+        stand where it is True; None: nothing is. Of each row num_return_sequences are written. kwargs: fields of the
+        configuration."""
+        config = copy.deepcopy(generation_config or self.generation_config)
+        if unknown := config.update(**kwargs):
+            raise ValueError(f"generate has no {', '.join(sorted(unknown))}")
+        config.validate()
+        given, least = self.canvas(input_ids, known, num_return_sequences)
+        if streamer is not None and len(given.tokens) > 1:
+            raise ValueError("a streamer shows one row: write one at a time")
+        drafts = getattr(streamer, "put_draft", None)
+        rows = torch.arange(len(given.tokens), device=given.tokens.device)
+        out = write(
+            self.map, self.blank_states(given.tokens), Rng(int(torch.randint(2**31, ())), rows), known=given,  # type: ignore[attr-defined]
+            steps=config.num_steps, sampler=config.sampler, warp=config.warp, guidance=config.guidance_scale or 1.0,
+            watch=None if drafts is None else lambda tokens: drafts(value=tokens.cpu()),
+        )  # fmt: skip
+        end = self.config.length if config.max_new_tokens is None else least + config.max_new_tokens
+        if end > self.config.length:
+            raise ValueError(
+                f"max_new_tokens {config.max_new_tokens} behind {least} known: windows have {self.config.length} tokens"
+            )
+        sequences, lengths = self.cut(out, given, end, config)
+        if streamer is not None:
+            streamer.put(sequences[:, : int(lengths.max())].cpu())
+            streamer.end()
+        if not config.return_dict_in_generate:
+            return sequences
+        new = (lengths - given.at[:, :end].sum(1)).float().mean()
+        return FlowOutput(sequences=sequences, tokens_per_forward=float(new) / out.nfe, nfe=out.nfe)
+
+    def canvas(self, ids: Tensor | None, known: Tensor | None, rows: int) -> tuple[Known, int]:
+        """The window with what is known in it, and the length of the longest beginning that is known in all rows."""
+        device = next(self.parameters()).device  # type: ignore[attr-defined]
+        if ids is None:
+            if known is not None:
+                raise ValueError("known says where input_ids stand: give them too")
+            ids = torch.zeros(1, 0, dtype=torch.long)
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
+            raise ValueError(
+                f"input_ids hold {int(ids.max())}: this model's tokens are 0 and above, below {self.config.vocab_size}"
+            )
+        at = torch.ones_like(ids, dtype=torch.bool) if known is None else known.bool()
+        if at.shape != ids.shape:
+            raise ValueError(f"known is {tuple(at.shape)} and input_ids {tuple(ids.shape)}: one place for each token")
+        ids, at = (part.to(device).repeat_interleave(rows, 0) for part in (ids, at))
+        missing = self.config.length - ids.shape[1]
+        if missing < 0:
+            raise ValueError(f"{ids.shape[1]} tokens given: this model writes windows of {self.config.length}")
+        whole = Known(torch.nn.functional.pad(ids, (0, missing)), torch.nn.functional.pad(at, (0, missing)))
+        return whole, int(whole.at.long().cumprod(1).sum(1).min())
+
+    def cut(self, out: Written, given: Known, end: int, config: FlowGenerationConfig) -> tuple[Tensor, Tensor]:
+        """Rows up to `end`, or their first end token that was written, and their lengths; padding behind."""
+        tokens = out.tokens[:, :end]
+        stops = [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).reshape(-1).tolist()
+        ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device)) & ~given.at[:, :end]
+        kept = ended.cumsum(1) - ended.long() == 0
+        pad = config.pad_token_id if config.pad_token_id is not None else next(iter(stops), 0)
+        return tokens.masked_fill(~kept, pad), kept.sum(1)
+
+    def adjust_generation_fn(
+        self, generation_config: Any, from_auto: Any, from_pipeline: Any, path: Any, **more: Any
+    ) -> None:
+        """What from_pretrained asks for: the configuration that was saved beside the weights."""
+        if generation_config is not None:
+            self.generation_config = FlowGenerationConfig.from_dict(generation_config.to_dict())
+        elif path is not None and (Path(path) / "generation_config.json").is_file():
+            self.generation_config = FlowGenerationConfig.from_pretrained(path)

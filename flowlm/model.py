@@ -1,0 +1,80 @@
+"""A flow language model as a transformers model: codes of tokens, the shared backbone, the two-time map around it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
+from flowlm.token_map import Known, TokenMap
+from flowmap.backbone import Backbone, BackboneConfig
+from flowmap.codebook import Bits, Codebook, Embedding, OneHot
+from flowmap.path import PATHS
+
+
+class FlowLMConfig(PreTrainedConfig):
+    """length: tokens of a window, which is written as a whole. codebook: one-hot, embedding, bits; state_size:
+    d of learned codes, whose length is √d, as long as the noise. prior: add the matched filter to the logits; t_min: the
+    least time that was trained. backbone: BackboneConfig's fields."""
+
+    model_type = "leaplm-flow"
+
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    vocab_size: int = 2
+    length: int = 8
+    codebook: str = "one-hot"
+    state_size: int = 32
+    path: str = "linear"
+    prior: bool = True
+    t_min: float | int = 1e-3
+    backbone: dict[str, Any] | None = None
+
+
+class FlowLM(PreTrainedModel, FlowGenerationMixin):
+    """`map` is the TokenMap on states (batch, length, state size)."""
+
+    config_class = FlowLMConfig
+    generation_config_class = FlowGenerationConfig
+    base_model_prefix = ""
+
+    def __init__(self, config: FlowLMConfig) -> None:
+        super().__init__(config)
+        codebook = make_codebook(config)
+        fields = {"positions": "rope", **(config.backbone or {})}
+        backbone = Backbone(
+            BackboneConfig(
+                state_size=codebook.state_size, output_size=config.vocab_size, max_positions=config.length, **fields
+            )
+        )
+        scale = config.vocab_size**-0.5 if isinstance(codebook, OneHot) else 1.0  # of one coordinate of a code
+        self.map = TokenMap(backbone, PATHS[config.path](), codebook, scale, config.prior, config.t_min)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The backbone and the codes have drawn their own."""
+
+    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, known: Known | None = None) -> Tensor:
+        """Logits of p_{t→s}(x_t), (batch, length, vocab_size)."""
+        return self.map.logits(x_t, t, s, known)
+
+    def blank_states(self, tokens: Tensor) -> Tensor:
+        """(batch, length) → zeros of the shape of their states, in fp32."""
+        return torch.zeros(*tokens.shape, self.map.codebook.state_size, device=tokens.device)
+
+
+def make_codebook(config: FlowLMConfig) -> Codebook:
+    kind = config.codebook
+    if kind == "one-hot":
+        return OneHot(config.vocab_size)
+    if kind == "bits":
+        return Bits(config.vocab_size)
+    if kind == "embedding":
+        return Embedding(config.vocab_size, config.state_size, norm=config.state_size**0.5)
+    raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, bits")
+
+
+AutoConfig.register(FlowLMConfig.model_type, FlowLMConfig)
+AutoModel.register(FlowLMConfig, FlowLM)

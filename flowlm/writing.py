@@ -1,0 +1,97 @@
+"""From noise to tokens: the map's jumps on a falling grid of times, then one draw from the last softmax.
+
+    z ~ N(0, ν²I),   x_{i+1} = X_{t_i→t_{i+1}}(x_i),   token ~ p_{t_{n−1}→0}(x_{n−1})         (math.md §5, sampler NLL)
+
+With n steps the sampler makes the first n − 1, down to t = 1/n, and the softmax read there is the last: a two-time map
+is told s = 0, a sampler of the local flow (euler, heun, ddim, ddpm) reads its own p_{t→t}.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowlm.token_map import Known, TokenMap
+from flowmap.codebook import in_full
+from flowmap.rng import Rng
+from flowmap.samplers import SAMPLERS, STOCHASTIC, Guided, uniform_times
+from flowmap.warp import Warp
+
+Watcher = Callable[[Tensor], None]
+"""Hears, after every call of the network, the likeliest tokens as they stand, (batch, length)."""
+
+LOCAL = ("euler", "heun", "ddim", "ddpm")
+"""Samplers that never tell the network where they land."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """tokens: (batch, length), known ones included. log_q: (batch, length) nats of each under the law it was drawn from
+    *given the noise*, 0 where it was known: no score of the text. nfe: network calls a sample."""
+
+    tokens: Tensor
+    log_q: Tensor
+    nfe: int
+
+
+class Draft(Guided):
+    """A token map behind a sampler's calls. Guidance mixes logits, z_0 + w·(z_c − z_0), what is known being the condition:
+    a law stays a law. watch: hears every estimate."""
+
+    def __init__(self, model: TokenMap, known: Known | None, guidance: float, watch: Watcher | None) -> None:
+        without = None if known is None else Known(known.tokens, torch.zeros_like(known.at))
+        super().__init__(model, known, without, guidance if known is not None else 1.0)
+        self.watch = watch
+
+    def logits(self, x: Tensor, t: Tensor, s: Tensor, known: Known | None, free: Known | None) -> Tensor:
+        z = in_full(self.model.logits(x, t, s, known))
+        if self.guidance != 1 and known is not None:
+            z_0 = in_full(self.model.logits(x, t, s, free))
+            z = torch.where(known.at[..., None], z, z_0 + self.guidance * (z - z_0))
+        if self.watch is not None:
+            self.watch(z.argmax(-1))
+        return z
+
+    @torch.no_grad()
+    def velocity(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
+        self.count(copies)
+        known, free = (self.repeated(c, len(x), copies) for c in (self.context, self.without))
+        return self.path.secant(x, self.model.codebook.expected(self.logits(x, t, s, known, free)).to(x.dtype), t)
+
+    @torch.no_grad()
+    def last(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The logits that tokens are drawn from, (batch, length, V)."""
+        self.count(1)
+        return self.logits(x, t, s, self.context, self.without)
+
+
+def write(
+    model: TokenMap,
+    like: Tensor,
+    rng: Rng,
+    *,
+    known: Known | None = None,
+    steps: int = 1,
+    sampler: str = "pushforward",
+    warp: Warp | None = None,
+    guidance: float = 1.0,
+    watch: Watcher | None = None,
+) -> Written:
+    """like: (batch, length, state size), whose shape, place and type the states have. warp: of the last softmax."""
+    if steps < 1:
+        raise ValueError(f"{steps} steps: a text takes 1 at least")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: known are {', '.join(SAMPLERS)}")
+    draft, times = Draft(model, known, guidance, watch), uniform_times(steps)
+    x = model.path.draw_noise(rng, "z", like)
+    if steps > 1:
+        advance: Any = SAMPLERS[sampler]
+        x = advance(draft, x, times[:-1], **({"rng": rng} if sampler in STOCHASTIC else {})).x
+    t = times[-2].to(x).expand(len(x))
+    logits = draft.last(x, t, t if sampler in LOCAL else torch.zeros_like(t))
+    tokens, log_q = (warp or Warp()).draw(logits, rng.uniform("token", *logits.shape[:2]).to(logits))
+    if known is not None:
+        tokens, log_q = torch.where(known.at, known.tokens, tokens), log_q.masked_fill(known.at, 0.0)
+    return Written(tokens, log_q, draft.nfe)

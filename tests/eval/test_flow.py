@@ -1,0 +1,109 @@
+"""Flow language models measured: answers of a suite, samples with their drafts, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+import leaplm
+from eval.flow import Sampling, load_flow, write_all
+from eval.samples import read_samples
+from eval.validity.flow_probe import probe_flow
+from eval.validity.suites import load_suite
+from tests.training.harness import SMALL
+from training.config import load_preset, override
+from training.loop import train
+from training.tasks import build
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One of a suite whose answers have one length, and one whose answers end with the end token."""
+    folder = tmp_path_factory.mktemp("flow")
+    tiny = {"flow__width": 16, "flow__depth": 1, "flow__heads": 2, "training__steps": 30, **SMALL}
+    for suite in ("poker", "poker-frequency"):
+        config = override(load_preset("flow-poker"), data__suite=suite, training__batch_size=32, **tiny)
+        train(config, folder / suite, build, quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("suite", ["poker", "poker-frequency"])
+def test_every_answer_is_counted_as_the_suite_says(runs, suite):
+    run, law = load_flow(str(runs / suite)), load_suite(suite)
+    done = probe_flow(run, law, Sampling(2), num=500, batch=200)
+    (counts,) = done.counts.values()
+    assert sum(counts.values()) == 500
+    value = next(r for r in done.records if r["metric"] == "validity")
+    assert value["value"] == pytest.approx(sum(counts[text] for text in next(iter(law.laws.values()))) / 500)
+    assert value["contract"]["nfe"] == 2 and value["contract"]["end_token"] == (suite == "poker-frequency")
+    assert value["subject"] == "flow-poker" and value["train_seed"] == 0
+    if suite == "poker":
+        assert all(len(text.split()) == 2 for text in counts)
+    else:  # texts that end have their words, those that do not are invalid
+        ended = [text for text in counts if not text.endswith("(unfinished)")]
+        assert ended and all("endoftext" not in text for text in ended)
+
+
+def test_a_row_is_the_same_in_any_batch(runs):
+    run = load_flow(str(runs / "poker"))
+    start = [0, *run.tokenizer.encode("the hand is")]
+    whole, parts = ([row for rows in write_all(run, [start] * 6, Sampling(2), n) for row in rows.texts] for n in (6, 4))
+    assert whole == parts and len({tuple(row) for row in whole}) > 1
+    with pytest.raises(ValueError, match="windows of 6"):
+        list(write_all(run, [start * 2], Sampling(), 4))
+
+
+def test_probe_and_sample_by_command(runs, tmp_path, capsys):
+    run = str(runs / "poker")
+    assert (
+        leaplm.main(
+            ["probe", run, "--suite", "poker", "--steps", "1,3", "--num", "60", "--json", str(tmp_path / "p.json")]
+        )
+        == 0
+    )
+    records = json.loads((tmp_path / "p.json").read_text())["results"]
+    assert {r["contract"]["nfe"] for r in records if r["metric"] == "validity"} == {1, 3}
+    assert "flow-poker pushforward, nfe 3" in capsys.readouterr().out
+    assert (
+        leaplm.main(
+            ["sample", run, "--num", "2", "--steps", "3", "--sampler", "euler", "--out", str(tmp_path / "s.jsonl")]
+        )
+        == 0
+    )
+    rows = read_samples(tmp_path / "s.jsonl")
+    assert len(rows) == 2 and all(len(row["drafts"]) == row["contract"]["nfe"] == 3 for row in rows)
+    assert leaplm.main(["quality", str(tmp_path / "s.jsonl")]) == 0
+    capsys.readouterr()
+    assert leaplm.main(["sample", run, "--num", "1", "--steps", "3"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].endswith("nfe 3") and shown[1].startswith("   1: ") and shown[3].startswith("the hand is|")
+
+
+@pytest.mark.parametrize(
+    "words, what",
+    [
+        (["probe", "--suite", "poker", "--block", "2"], "--block"),
+        (["sample", "--block", "2"], "--block"),
+        (["probe", "--suite", "poker", "--steps", "0"], "1 at least"),
+        (["perplexity"], "flow language model"),
+        (["speed"], "flow language model"),
+    ],
+)
+def test_what_does_not_apply_is_one_line(runs, words, what, capsys):
+    assert leaplm.main([words[0], str(runs / "poker"), *words[1:]]) == 2
+    error = capsys.readouterr().err
+    assert what in error and error.count("\n") == 1
+
+
+def test_a_broken_checkpoint_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "leaplm-flow"}))
+    (tmp_path / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="did not load"):
+        load_flow(str(tmp_path))
+
+
+def test_written_tokens_are_the_vocabularys(runs):
+    run = load_flow(str(runs / "poker"))
+    (rows,) = write_all(run, [[0]] * 3, Sampling(1, "ddpm"), 8, drafts=True)
+    assert torch.tensor(rows.texts).shape == (3, 5) and torch.tensor(rows.drafts).shape == (1, 3, 5)
+    assert torch.tensor(rows.texts).max() < len(run.tokenizer)

@@ -1,0 +1,101 @@
+"""Writing: tokens follow the last softmax averaged over noise, calls are counted, what is known stays."""
+
+import itertools
+
+import pytest
+import torch
+from scipy import stats
+
+from flowlm import Known
+from flowlm.writing import LOCAL, write
+from flowmap.rng import Rng
+from flowmap.samplers import SAMPLERS, Guided, pushforward, uniform_times
+from flowmap.warp import Warp
+from tests.flowlm.test_token_map import N, V, build
+
+ROWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = build()
+    for parameter in made.map.network.parameters():
+        parameter.data *= 0.7  # a law that is spread out
+    return made
+
+
+def draws(model, rows=8, seed=5, **how):
+    tokens = torch.zeros(rows, N, dtype=torch.long)
+    return write(model.map, model.blank_states(tokens), Rng(seed, torch.arange(rows)), **how)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@torch.no_grad()
+def test_pairs_of_tokens_are_as_often_as_the_mean_softmax_over_noise_says(model, steps):
+    """Means of p(x_1) p(x_2) over other noise, against counts."""
+    rows, times = 3 * ROWS, uniform_times(steps)
+    tokens = draws(model, ROWS, steps=steps).tokens
+    z = model.map.path.draw_noise(Rng(99, torch.arange(rows)), "z", torch.zeros(rows, N, V))
+    x = pushforward(Guided(model.map), z, times[:-1]).x if steps > 1 else z
+    t = times[-2].float().expand(rows)
+    p = model(x, t, torch.zeros_like(t)).softmax(-1)
+    joint = torch.einsum("na,nb->ab", p[:, 0].double(), p[:, 1].double()).flatten() / rows
+    seen = torch.bincount(tokens[:, 0] * V + tokens[:, 1], minlength=V * V).double()
+    big = joint * ROWS > 10
+    # the expected counts are themselves a mean over three times as many draws: χ² grows by 1 + 1/3 at most
+    value = ((seen - joint * ROWS).square() / (joint * ROWS))[big].sum() / (4 / 3)
+    assert stats.chi2.sf(float(value), int(big.sum()) - 1) > 1e-3
+    apart = torch.outer(p[:, 0].double().mean(0), p[:, 1].double().mean(0)).flatten()
+    wrong = ((seen - apart * ROWS).square() / (apart * ROWS))[big].sum() / (4 / 3)  # words taken one by one
+    assert steps > 1 or stats.chi2.sf(float(wrong), int(big.sum()) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_calls_are_counted_and_what_is_known_stays(model, sampler, guidance):
+    tokens = torch.arange(N).expand(8, N) % V
+    at = torch.arange(N).expand(8, N) == 2
+    calls = []
+    hook = model.map.network.register_forward_hook(lambda *_: calls.append(1))
+    out = draws(model, known=Known(tokens, at), sampler=sampler, steps=3, guidance=guidance)
+    hook.remove()
+    assert out.nfe == len(calls) == (5 if sampler == "heun" else 3) * (2 if guidance != 1 else 1)
+    assert (out.tokens[:, 2] == 2).all() and (out.log_q[:, 2] == 0).all() and (out.log_q[:, [0, 1, 3, 4]] < 0).all()
+
+
+def test_a_local_sampler_never_tells_the_network_where_it_lands(model):
+    for sampler in SAMPLERS:
+        told = []
+        hook = model.map.network.register_forward_pre_hook(lambda _, args: told.append((args[1] != args[2]).any()))  # noqa: B023
+        draws(model, sampler=sampler, steps=3)
+        hook.remove()
+        assert any(told) == (sampler not in LOCAL)
+
+
+def test_a_row_is_the_same_text_in_any_batch_and_drafts_are_heard(model):
+    heard = []
+    whole = draws(model, 6, steps=4, watch=heard.append)
+    part = write(model.map, torch.zeros(2, N, V), Rng(5, torch.tensor([3, 4])), steps=4)
+    assert torch.equal(whole.tokens[3:5], part.tokens)
+    assert len(heard) == 4 and all(draft.shape == (6, N) for draft in heard)
+
+
+def test_greedy_takes_the_likeliest_and_guidance_one_is_none(model):
+    known = Known(torch.zeros(8, N, dtype=torch.long), torch.arange(N).expand(8, N) < 1)
+    plain, guided = (draws(model, known=known, steps=2, guidance=w) for w in (1.0, 1.0 + 1e-7))
+    assert torch.equal(plain.tokens, guided.tokens) and plain.nfe * 2 == guided.nfe
+    heard = []
+    greedy = draws(model, steps=2, warp=Warp(0.0), watch=heard.append)
+    assert torch.equal(greedy.tokens, heard[-1])
+
+
+@pytest.mark.parametrize("how, what", [({"steps": 0}, "1 at least"), ({"sampler": "leap"}, "known are pushforward")])
+def test_wrong_asks_are_refused(model, how, what):
+    with pytest.raises(ValueError, match=what):
+        draws(model, **how)
+
+
+def test_all_windows_are_possible(model):
+    """No token is ruled out by construction: the law covers V^N."""
+    tokens = draws(model, 3000, warp=Warp(5.0)).tokens
+    assert len({tuple(row) for row in tokens[:, :2].tolist()}) == len(list(itertools.product(range(V), repeat=2)))

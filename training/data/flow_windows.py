@@ -1,0 +1,40 @@
+"""Windows of a flow language model: tokens, which of them are known, which are scored."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowlm.token_map import Known
+from flowmap.objectives.tokens import TokenStates
+from flowmap.rng import Rng
+from mtp.batch import TokenBatch
+from training.data.windows import CaseRows, TextWindows
+
+
+@dataclass(frozen=True)
+class FlowWindows:
+    """source: rows of one length, nothing behind them to look at. end: the token that stands behind a text's end. prompts:
+    of text, the share of the windows that begin with a known stretch, each length alike. A suite's prompts are always known."""
+
+    source: CaseRows | TextWindows
+    end: int
+    prompts: float = 0.0
+
+    def batch(self, step: int, samples: Tensor) -> TokenStates:
+        rng = Rng(self.source.seed, samples, step)
+        return self.states(self.source.batch(step, samples), rng)
+
+    def states(self, batch: TokenBatch, rng: Rng) -> TokenStates:
+        """The same of rows that were picked already."""
+        tokens = batch.inputs.masked_fill(batch.document[:, : batch.length] < 0, self.end)
+        if isinstance(self.source, CaseRows):
+            at = ~batch.scored[:, : batch.length] & (batch.document[:, : batch.length] >= 0)
+        else:
+            at = self._beginnings(rng, *tokens.shape)
+        return TokenStates(tokens, Known(tokens, at) if at.any() else None, ~at)
+
+    def _beginnings(self, rng: Rng, rows: int, length: int) -> Tensor:
+        told = rng.uniform("prompts", rows) < self.prompts
+        cut = (rng.uniform("prompt length", rows) * length).long() * told
+        return torch.arange(length) < cut[:, None]
