@@ -1,12 +1,13 @@
 """The two-time map over the codes of a block's positions 2..K, with its logits by chunks of rows.
 
     x_t = (1−t)·c + t·ε                                                     (t = 1 is noise; math.md §1, §4, §6)
-    logits of p_{t→s}(x_t) = W (f_k(h) + y_k) + (1−t)/t²·x_t Cᵀ,    y = Backbone(x_t, t, s | h, E x_1)
+    logits of p_{t→s}(x_t) = W (f_k(h) + y_k),    y = Backbone(x_t, t, s | h, E x_1)
     X_{t→s}(x_t) = (s/t)·x_t + (1−s/t)·Cᵀ p_{t→s}(x_t)
 
-W, E are the trunk's tables, C a narrow one of learned codes, f_k the projection that other heads have. softmax(W f_k)
-is a guess at one token alone and the term in C what x_t adds to it (§4): with y = 0, as a fresh network has it, the
-map is right where tokens are independent.
+W, E are the trunk's tables, C a narrow one of learned codes, f_k the projection that other heads have: with y = 0, as a
+fresh network has it, p is what other heads guess of a token alone. What x_t says of its own token, (1−t)/t²·x_t Cᵀ (§4),
+is *not* added: it grows without bound, and where tokens depend on each other the network had first to unlearn it (of
+skip-64's blocks 73% were valid in one step with it, 99.7% without).
 
 Shapes: N rows, M = K−1 states, V words, d the trunk's width, e a code's.
 """
@@ -24,7 +25,7 @@ from flowmap.codebook import Embedding, in_full
 from flowmap.maps import FlowMap
 from flowmap.objectives.tokens.base import NoisedTokens
 from flowmap.path import LinearPath, expand
-from mtp.losses.linear_nll import chunk_rows
+from mtp.losses.linear_nll import chunk_rows, row_nll
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,11 @@ class BlockMap(FlowMap):
 
     network: Backbone
 
-    def __init__(self, config: BackboneConfig, vocab_size: int, prior: bool = True) -> None:
+    def __init__(self, config: BackboneConfig, vocab_size: int) -> None:
         super().__init__(Backbone(config), LinearPath(), data_scale=1.0, codebook=Codes(vocab_size, config.state_size))
-        self.prior = prior
 
     def logits(self, x_t, t, s, context=None, self_cond=None):
-        return self.read(self.features(x_t, t, s, context), x_t, t, context, self.codebook.codes())
+        return self.read(self.features(x_t, t, s, context), context)
 
     def features(self, x_t: Tensor, t: Tensor, s: Tensor, given: Given) -> Tensor:
         """f_k(h) + y_k, (N, M, d): what W reads."""
@@ -68,58 +68,42 @@ class BlockMap(FlowMap):
         x = (expand(scale, x_t) * x_t).to(self.network.read.weight.dtype)
         return given.base + self.network(x, t, s, Context(vector=given.vector))
 
-    def read(self, features: Tensor, x_t: Tensor, t: Tensor, given: Given, codes: Tensor) -> Tensor:
-        """(N, M, V), fp32 or better. The term in C, which grows as 1/t², is never rounded to half precision."""
-        logits = in_full(nn.functional.linear(features, given.unembedding, given.bias))
-        if not self.prior:
-            return logits
-        matched = expand(self.path.alpha(t) / self.path.sigma(t).square(), x_t) * x_t
-        with torch.autocast(logits.device.type, enabled=False):
-            return logits + matched.to(codes) @ codes.T
+    def read(self, features: Tensor, given: Given) -> Tensor:
+        """(N, M, V), fp32 or better."""
+        return in_full(nn.functional.linear(features, given.unembedding, given.bias))
 
-    def nll(self, features: Tensor, x_t: Tensor, t: Tensor, given: Given, tokens: Tensor) -> Tensor:
+    def nll(self, features: Tensor, given: Given, tokens: Tensor) -> Tensor:
         """−log p[x_k], (N, M) nats; anything where there is no token."""
-        codes = self.codebook.codes()
+        flat = features.flatten(0, 1), tokens.clamp_min(0).flatten()
+        return row_nll([flat[0]], [given.unembedding], flat[1], given.bias).view(tokens.shape)
 
-        def piece(features, x_t, t, tokens):
-            log_p = self.read(features, x_t, t, given, codes).log_softmax(-1)
-            return -log_p.gather(-1, tokens.clamp_min(0)[..., None])[..., 0]
-
-        return self._by_chunk(piece, features, x_t, t, tokens)
-
-    def expected(self, features: Tensor, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
+    def expected(self, features: Tensor, given: Given) -> Tensor:
         """g = Cᵀp, (N, M, e)."""
-        codes = self.codebook.codes()
-
-        def piece(features, x_t, t):
-            return self.codebook.expected(self.read(features, x_t, t, given, codes))
-
-        return self._by_chunk(piece, features, x_t, t)
+        return self._by_chunk(lambda part: self.codebook.expected(self.read(part, given)), features)
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, given: Given) -> Tensor:
         """X_{t→s}(x_t) without all logits at once."""
-        return self.path.jump(x_t, self.expected(self.features(x_t, t, s, given), x_t, t, given), t, s)
+        return self.path.jump(x_t, self.expected(self.features(x_t, t, s, given), given), t, s)
 
     def divergence(self, features: Tensor, x: NoisedTokens, t_min: float) -> Tensor:
         """KL(sg q ‖ p_{t→s}), (N, M), where q = a·p_{t→u}(x_t) + (1−a)·p_{u→s}(X_{t→u}(x_t)): that of `ProgressiveKL`
         for every position, with features of all rows at once and logits by chunks. Codes are held still."""
-        given, codes = x.context, self.codebook.codes().detach()
+        given = x.context
         with torch.no_grad():
             u = torch.minimum((x.s + x.u * (x.t - x.s)).clamp_min(t_min), x.t)
             a = (x.s * (x.t - u) / (u * (x.t - x.s)).clamp_min(1e-12)).clamp(0, 1)
             first = self.features(x.x_t, x.t, u, given)
-            x_u = self.path.jump(x.x_t, self.expected(first, x.x_t, x.t, given), x.t, u)
+            x_u = self.path.jump(x.x_t, self.expected(first, given), x.t, u)
             second = self.features(x_u, u, x.s, given)
 
-        def piece(features, x_t, t, first, second, x_u, u, a):
+        def piece(features, first, second, a):
             with torch.no_grad():
-                p_first = self.read(first, x_t, t, given, codes).softmax(-1)
-                p_second = self.read(second, x_u, u, given, codes).softmax(-1)
+                p_first, p_second = (self.read(part, given).softmax(-1) for part in (first, second))
                 q = torch.lerp(p_second, p_first, expand(a, p_first).to(p_first))
-            log_p = self.read(features, x_t, t, given, codes).log_softmax(-1)
+            log_p = self.read(features, given).log_softmax(-1)
             return -(q * log_p + torch.special.entr(q)).sum(-1)
 
-        return self._by_chunk(piece, features, x.x_t.detach(), x.t, first, second, x_u, u, a)
+        return self._by_chunk(piece, features, first, second, a)
 
     def rows_at_once(self, states: int) -> int:
         return max(1, chunk_rows(self.codebook.size) // states)

@@ -23,7 +23,7 @@ from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, 
 from mtp.heads.block_map import BlockMap, Given
 from mtp.heads.estimate import Estimate, every_draw, rows_of
 from mtp.heads.readout import PositionProjection
-from mtp.losses.linear_nll import row_nll
+from mtp.losses.linear_nll import row_nll, weighted_nll
 
 
 class FlowMapHead(JointHead):
@@ -48,7 +48,6 @@ class FlowMapHead(JointHead):
         boundary: float = 1 / 8,
         t_min: float = 0.05,
         scored: float = 1 / 8,
-        prior: bool = True,
     ) -> None:
         """state_size: of a code; width: of the backbone, default hidden_size. In training: diagonal, the share of
         anchors that learn p_{t→t}; boundary, of the others, the share that learn p_{1→0}; t_min, the least t; scored,
@@ -64,7 +63,7 @@ class FlowMapHead(JointHead):
             state_size, width, num_layers, num_heads, output_size=hidden_size, max_positions=block_size - 1,
             vector_size=hidden_size + embedding_size,
         )  # fmt: skip
-        self.map = BlockMap(config, vocab_size, prior)
+        self.map = BlockMap(config, vocab_size)
         self.objective = ProgressiveKL(diagonal, boundary=boundary, t_min=t_min)
         self.bound = VariationalBound(t_min, 1.0, "logistic", scale=1.5)  # least variance on six hands
 
@@ -101,7 +100,8 @@ class FlowMapHead(JointHead):
         x_t = torch.where(expand(local, x.x_t), x.x_t, x.x_t.detach())  # codes learn on the diagonal alone
         features = self.map.features(x_t, x.t, x.s, given)
         near, far = (torch.nonzero(rows)[:, 0] for rows in (local, ~local))
-        loss = (weights[near] * self.map.nll(features[near], x_t[near], x.t[near], given, tokens[near])).sum()
+        inputs, told = features[near].flatten(0, 1), tokens[near].clamp_min(0).flatten()
+        loss, _ = weighted_nll([inputs], [given.unembedding], told, weights[near].flatten(), given.bias)
         if len(far):
             loss = loss + (weights[far] * self.map.divergence(features[far], x[far], self.objective.t_min)).sum()
         return loss
@@ -112,10 +112,10 @@ class FlowMapHead(JointHead):
         path, x_0 = self.map.path, self.map.codebook.encode(tokens)
         t, weight = (part.to(x_0) for part in self.bound.draw(path, rng, len(tokens)))
         x_t = path.noise(x_0, path.draw_noise(rng, "bound", x_0), t)
-        g = self.map.expected(self.map.features(x_t, t, t, given), x_t, t, given)
+        g = self.map.expected(self.map.features(x_t, t, t, given), given)
         least = torch.full_like(t, self.bound.t_min)
         x_least = path.noise(x_0, path.draw_noise(rng, "bound, least", x_0), least)
-        reading = self.map.nll(self.map.features(x_least, least, least, given), x_least, least, given, tokens)
+        reading = self.map.nll(self.map.features(x_least, least, least, given), given, tokens)
         return weight[:, None] * (x_0 - g).square().sum(-1) + reading
 
     def sample(self, ctx, warp, rng=None, noise=None, block_size=None, first=None) -> Draft:
@@ -128,7 +128,7 @@ class FlowMapHead(JointHead):
         first, log_first = first_token(first_logits, warp, uniform[:, 0], first)
         given = self.given(ctx, first)
         z = self._noise(len(first), rng if rng is not None and noise is None else _expanded(uniform))
-        logits = self.map.read(*self._jumps(z, given), given, self.map.codebook.codes())[:, : size - 1]
+        logits = self.map.read(self._last(z, given), given)[:, : size - 1]
         rest, log_rest = warp.draw(logits, uniform[:, 1:])
         tokens, log_q = torch.cat([first[:, None], rest], 1), torch.cat([log_first[:, None], log_rest], 1)
         return Draft(tokens, log_q, [first_logits, *logits.unbind(1)], warp)
@@ -144,8 +144,8 @@ class FlowMapHead(JointHead):
         given, size = self.given(ctx, x[:, 0]), self.map.rows_at_once(self.block_size - 1)
         nll = []
         for row, n in zip(rows.split(size), draw.split(size), strict=True):
-            features, x_t, t = self._jumps(self._noise(len(row), rows_of(rng, row, n)), given[row])
-            nll.append(self.map.nll(features, x_t, t, given, tokens[row])[:, : x.shape[1] - 1])
+            features = self._last(self._noise(len(row), rows_of(rng, row, n)), given[row])
+            nll.append(self.map.nll(features, given, tokens[row])[:, : x.shape[1] - 1])
         rest = Estimate.of(-torch.cat(nll).double().view(len(x), draws, -1).cumsum(2))
         first = row_nll([ctx.hidden], [ctx.unembedding], x[:, 0].contiguous(), ctx.bias)[:, None]
         return Estimate(nn.functional.pad(rest.log_prob, (1, 0)) - first, nn.functional.pad(rest.stderr, (1, 0)))
@@ -155,15 +155,15 @@ class FlowMapHead(JointHead):
         shape = count, self.block_size - 1, self.map.codebook.state_size
         return rng.normal("z", *shape, dtype=torch.promote_types(like.dtype, torch.float32)).to(like.device)
 
-    def _jumps(self, z: Tensor, given: Given) -> tuple[Tensor, Tensor, Tensor]:
-        """What the last softmax reads at X_{1→1/n}(z): (features, x_t, t)."""
+    def _last(self, z: Tensor, given: Given) -> Tensor:
+        """What the last softmax reads, at X_{1→1/n}(z): (N, M, d)."""
         if self.steps < 1:
             raise ValueError(f"steps {self.steps}: a block takes 1 at least")
         x, t = z, z.new_ones(len(z))
         for left in range(self.steps - 1, 0, -1):
             s = torch.full_like(t, left / self.steps)
             x, t = self.map.step(x, t, s, given), s
-        return self.map.features(x, t, torch.zeros_like(t), given), x, t
+        return self.map.features(x, t, torch.zeros_like(t), given)
 
 
 def _expanded(noise: Tensor) -> Rng:

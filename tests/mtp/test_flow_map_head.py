@@ -319,7 +319,7 @@ def test_without_a_mask_the_loss_is_that_of_the_objective_on_tokens():
     names, parameters = zip(*((n, p) for n, p in made.named_parameters() if "codebook" not in n), strict=True)
     pairs = zip(*(torch.autograd.grad(loss, parameters) for loss in (got, expected)), strict=True)
     for name, (a, b) in zip(names, pairs, strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-8), name
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-4), name  # logits are summed up in fp32
 
 
 def test_codes_learn_on_the_diagonal_alone():
@@ -376,8 +376,8 @@ def test_no_anchors_no_loss():
     assert none.loss == 0 and none.count.sum() == 0
 
 
-def test_the_bound_of_a_fresh_head_is_the_nll_of_independent_tokens():
-    """Its denoiser is then the exact posterior, so the bound is tight."""
+def test_the_bound_of_a_denoiser_that_looks_at_nothing_is_known_in_closed_form():
+    """A fresh head's p is that of the words alone at every time, so the bound is Σ −log p + ½ S(t_min) ‖c − Cᵀp‖²."""
     rows = 20_000
     made, ctx = head(trained=False, dtype=torch.float32).eval(), context(rows, same=True, dtype=torch.float32)
     block = torch.tensor([[1, 4, 0, 3]])
@@ -385,9 +385,11 @@ def test_the_bound_of_a_fresh_head_is_the_nll_of_independent_tokens():
         got = made.nll(
             ctx, block.expand(rows, -1), torch.ones(rows, K, dtype=torch.bool), rng=Rng(0, torch.arange(rows))
         )
-    expected = -ctx.first_logits()[:1].log_softmax(-1)[0, block[0]]  # f_k(h) = h
+        p, codes = ctx.first_logits()[:1].softmax(-1), made.map.codebook.codes()  # f_k(h) = h
+        reading, missed = -p[0, block[0, 1:]].log(), (codes[block[0, 1:]] - p @ codes).square().sum(-1)
+    expected = reading + (0.95 / 0.05) ** 2 / 2 * missed
     assert got.count.tolist() == [0.0, *[float(rows)] * (K - 1)]
-    assert (got.sum / got.count)[1:].sum().item() == pytest.approx(expected[1:].sum().item(), rel=0.05)
+    torch.testing.assert_close((got.sum / got.count)[1:], expected, rtol=0.05, atol=0)
 
 
 # Six hands of two words behind a first token that says nothing.
