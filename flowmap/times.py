@@ -1,6 +1,7 @@
 """Where on [0, 1] a loss looks: laws of single times and of pairs s ≤ t, drawn from addressed uniforms."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +31,9 @@ class LogitNormal:
         return torch.sigmoid(self.mean + self.deviation * rng.normal(name, count))
 
 
-TimeLaw = Uniform | LogitNormal
+class TimeLaw(Protocol):
+    def draw(self, rng: Rng, name: str, count: int) -> Tensor:
+        """(count,) times."""
 
 
 def ordered_pair(law: TimeLaw, rng: Rng, count: int) -> tuple[Tensor, Tensor]:

@@ -184,7 +184,8 @@ class FlowConfig:
     objective: str = "kl-psd"
     """cross-entropy, vlb: the denoiser alone; kl-psd, esd, lsd: the few-step map too"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
-    """the objective's own: diagonal, boundary, power, t_min, teacher_decay, times (uniform or logit-normal), …"""
+    """the objective's own: diagonal, boundary, power, t_min, teacher_decay, times (uniform, logit-normal, decode-error or
+    decode-error-mixed), …"""
     codebook: Literal["one-hot", "embedding", "bits"] = "one-hot"
     """what a token's state is"""
     state_size: Count = 32

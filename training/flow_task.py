@@ -10,7 +10,9 @@ from torch import Tensor
 
 from flowlm.model import FlowLM, FlowLMConfig
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES
+from flowmap.path import PATHS
 from flowmap.rng import Rng
+from flowmap.schedule import DecodeError
 from training.config import FlowConfig, RunConfig
 from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
@@ -18,7 +20,7 @@ from training.data.flow_windows import FlowWindows
 from training.data.tokenizer import load_tokenizer, word_tokenizer
 from training.data.windows import TextWindows
 from training.mtp_task import VALIDATION_SEED, suite_of, validation_windows
-from training.objectives import build_objective
+from training.objectives import TIMES, build_objective
 from training.task import Task
 
 BACKBONE = ("width", "depth", "heads", "positions", "time_scale", "use_s", "attention")
@@ -33,7 +35,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     with accelerator.main_process_first():
         tokenizer, train, validation, facts = _data(config, plan, not accelerator.is_main_process)
     torch.manual_seed(config.seed)  # an objective may have weights of its own
-    objective = build_objective("flow", plan, TOKEN_OBJECTIVES)
+    objective = build_objective("flow", plan, TOKEN_OBJECTIVES, _laws(plan, len(tokenizer)))
     torch.manual_seed(config.seed)  # so that the network starts the same under every objective
     model = FlowLM(
         FlowLMConfig(  # type: ignore[call-arg]  # the base class takes more than its fields
@@ -59,6 +61,13 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         save=save,
         facts=facts | {"parameters": sum(p.numel() for p in model.parameters()), "length": train.source.length},
     )
+
+
+def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
+    """Those of images, and two that look where one-hot codes are decided."""
+    path = PATHS[plan.path]()
+    law = partial(DecodeError, size, path)
+    return {**TIMES, "decode-error": law, "decode-error-mixed": partial(law, uniform=0.1)}
 
 
 def _data(config: RunConfig, plan: FlowConfig, quiet: bool) -> tuple[Any, FlowWindows, list[Any], dict[str, Any]]:

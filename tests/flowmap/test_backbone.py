@@ -44,6 +44,21 @@ def test_one_pair_of_times_a_sample_or_a_position(positions):
     assert not torch.allclose(whole, other, atol=1e-2)
 
 
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("context", [CONTEXT, Context(CONTEXT.label), None])
+def test_clean_states_are_those_at_time_zero(context, each):
+    """As times of each state say it; but what the context tells all states of their noise is not for them."""
+    network, clean = build(), torch.arange(8).expand(3, 8) % 3 == 0
+    t, s = (part[:, None].expand(3, 8) if each else part for part in (T, T / 2))
+    got = network(X, t, s, context, clean=clean)
+    assert not torch.allclose(got, network(X, t, s, context), atol=1e-2)
+    if context is not CONTEXT:
+        times = (torch.where(clean, 0.0, part[:, None].expand(3, 8)) for part in (T, T / 2))
+        assert torch.allclose(got, network(X, *times, context), atol=1e-5)
+    nothing = network(X, t, s, context, clean=torch.zeros_like(clean))
+    assert torch.allclose(nothing, network(X, t, s, context), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "change",
     [

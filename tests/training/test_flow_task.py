@@ -126,10 +126,17 @@ def test_every_objective_trains_a_flow_language_model(config, tmp_path, name):
     assert train(settings, tmp_path / "run", build, quiet=True)["loss"] > 0
 
 
+@pytest.mark.parametrize("law", ["uniform", "logit-normal", "decode-error", "decode-error-mixed"])
+def test_every_law_of_time_by_name(config, tmp_path, law):
+    settings = config(flow__options={"times": law}, flow__codebook="one-hot")
+    assert train(settings, tmp_path / "run", build, quiet=True)["loss"] > 0
+
+
 def test_wrong_options_are_one_line(config, tmp_path):
     for more, what in (
         ({"flow__objective": "leap"}, "known are cross-entropy"),
         ({"flow__options": {"boundry": 1}}, "no option 'boundry'"),
+        ({"flow__options": {"times": "noon"}}, "known are uniform, logit-normal, decode-error"),
         ({"head__name": "independent"}, "exclude each other"),
     ):
         with pytest.raises(ValueError, match=what):
