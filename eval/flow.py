@@ -39,7 +39,6 @@ class Sampling:
     steps: int = 1
     sampler: str = "pushforward"
     warp: Warp = field(default_factory=Warp)
-    guidance: float = 1.0
     seed: int = 0
 
 
@@ -86,7 +85,7 @@ def write_all(
         heard: list[Tensor] = []
         out = write(
             run.model.map, run.model.blank_states(known.tokens), rng, known=known, steps=how.steps, sampler=how.sampler,
-            warp=how.warp, guidance=how.guidance, watch=heard.append if drafts else None,
+            warp=how.warp, watch=heard.append if drafts else None,
         )  # fmt: skip
         yield Rows(part, _behind(starts[part], out.tokens), [_behind(starts[part], d) for d in heard], out.nfe)
 

@@ -10,14 +10,15 @@ from eval.samples import in_tokens
 def draw_flow(
     run: FlowRun, prompts: Sequence[tuple[str, str]], how: Sampling, *, new: int, batch: int = 64
 ) -> list[dict[str, Any]]:
-    """One sample a prompt, cut after `new` tokens and at its first end token. drafts: the text as every network call left
+    """One sample a prompt, cut after `new` tokens and at its first end token. drafts: the text as every estimate had
     it, the last one's softmax being what the sample was drawn from."""
     starts, end = in_tokens(run, prompts), run.tokenizer.eos_token_id
+    new = min(new, run.model.config.length - min(map(len, starts)))
     samples = []
     for rows in write_all(run, starts, how, batch, drafts=True):
         contract = {
             "steps": how.steps, "nfe": rows.nfe, "sampler": how.sampler, "temperature": how.warp.temperature, "top_p": how.warp.top_p,
-            "guidance": how.guidance, "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema, "new": new,
+            "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema, "new": new,
         }  # fmt: skip
         for i, (prompt, real) in enumerate(prompts[rows.which]):
             whole = rows.texts[i][:new]

@@ -68,7 +68,10 @@ def _over_seeds(records: Records) -> dict[str, Any]:
 
 
 def _label(r: dict[str, Any]) -> str:
-    block = r.get("contract", {}).get("block", 1) if r.get("run") else 1
+    contract = r.get("contract", {})
+    if "sampler" in contract and r.get("run"):
+        return f"{r['subject']}, {contract['sampler']}, nfe {contract['nfe']}"
+    block = contract.get("block", 1) if r.get("run") else 1
     return r["subject"] if block == 1 else f"{r['subject']} K={block}"
 
 

@@ -45,8 +45,6 @@ def probe(argv: list[str]) -> None:
         """flow language models: refinement steps, the draw of the tokens being the last"""
         sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
         """flow language models: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
-        guidance: float = 1.0
-        """flow language models: of the prompt; 1 is none"""
 
     args = parse(Probe, argv, "leaplm probe")
     if not args.runs:

@@ -24,7 +24,7 @@ REPEATED = 4
 def quality(rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str) -> list[dict[str, Any]]:
     """rows: samples; those of one subject, run, block, temperature and threshold are scored together. Each block of a
     sample is a pass of the trunk, and so gives tokens_per_forward too."""
-    contract = ("block", "temperature", "top_p", "threshold", "drawn")
+    contract = ("block", "temperature", "top_p", "threshold", "drawn", "steps", "sampler", "guidance")
     key = lambda row: (row["subject"], row["run"], *(row["contract"].get(name) for name in contract))  # noqa: E731
     records: list[dict[str, Any]] = []
     for _, found in groupby(sorted(rows, key=lambda row: str(key(row))), key):
@@ -32,7 +32,7 @@ def quality(rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str) ->
         first = group[0]
         more = {name: first[name] for name in ("run", "train_seed", "sample_seed", "contract")}
         records += _measure([(row["prompt"], row["text"]) for row in group], judge, on, first["subject"], more)
-        told = [(row["tokens"], len(row["blocks"])) for row in group if "tokens" in row]
+        told = [(row["tokens"], _passes(row)) for row in group if "tokens" in row]
         if passes := sum(blocks for _, blocks in told):
             about: dict[str, Any] = {"on": on, "subject": first["subject"], "kind": "estimate", "n": len(told), **more}
             value = sum(tokens for tokens, _ in told) / passes
@@ -41,6 +41,11 @@ def quality(rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str) ->
     if real:
         records += _measure(list(real), judge, on, "data", {"contract": {"new": rows[0]["contract"].get("new")}})
     return records
+
+
+def _passes(row: dict[str, Any]) -> int:
+    """Network calls: a block each, or with drafts as many as the text took."""
+    return row["contract"]["nfe"] if "drafts" in row else len(row["blocks"])
 
 
 def _measure(

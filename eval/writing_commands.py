@@ -50,7 +50,7 @@ def sample(argv: list[str]) -> None:
         sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
         """images and flow language models: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
         guidance: float = 1.0
-        """images and flow language models: classifier-free guidance; 1 is none"""
+        """images: classifier-free guidance; 1 is none"""
         label: int | None = None
         """images: one class, default all in turn"""
         score: bool = False

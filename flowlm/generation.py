@@ -8,9 +8,9 @@ A model of windows has no law for shorter ones: the whole window is written, and
 own generator; `writing.write` takes addressed noise.
 """
 
+import contextlib
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +19,19 @@ from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
 from flowlm.token_map import Known
-from flowlm.writing import Written, write
+from flowlm.writing import write
 from flowmap.rng import Rng
 from flowmap.samplers import SAMPLERS
 from flowmap.warp import Warp
 
+NOT_DONE = {"num_beams": 1, "repetition_penalty": 1, "guidance_scale": 1, "penalty_alpha": 0, "min_new_tokens": 0}
+"""What transformers' configuration offers, is not done here and so is refused, by its neutral value."""
+
 
 class FlowGenerationConfig(GenerationConfig):
     """num_steps: refinement steps, the draw of the tokens being the last. sampler: one of flowmap.samplers. do_sample,
-    temperature, top_k, top_p: of that last softmax; without do_sample its likeliest tokens. guidance_scale: what is known
-    is the condition. max_new_tokens: of the window behind a prompt, default all of it."""
+    temperature, top_k, top_p: of that last softmax; without do_sample its likeliest tokens. max_new_tokens: of the window
+    behind the last known token, default all of it."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.num_steps: int = kwargs.pop("num_steps", 1)
@@ -41,6 +44,9 @@ class FlowGenerationConfig(GenerationConfig):
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(SAMPLERS)}")
         super().validate(*args, **kwargs)
+        for name, neutral in NOT_DONE.items():
+            if getattr(self, name, None) not in (None, neutral):
+                raise ValueError(f"windows from noise have no {name}: leave it out")
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> "FlowGenerationConfig":
@@ -78,53 +84,67 @@ class FlowGenerationMixin:
         input_ids: Tensor | None = None,
         *,
         known: Tensor | None = None,
-        generation_config: FlowGenerationConfig | None = None,
+        generation_config: GenerationConfig | None = None,
+        attention_mask: Tensor | None = None,
         streamer: Any = None,
         num_return_sequences: int = 1,
         **kwargs: Any,
     ) -> FlowOutput | Tensor:
         """input_ids: (batch, prompt) tokens that the window begins with; with known, (batch, n ≤ length) bool, tokens that
         stand where it is True; None: nothing is. Of each row num_return_sequences are written. kwargs: fields of the
-        configuration."""
-        config = copy.deepcopy(generation_config or self.generation_config)
+        configuration. attention_mask: what tokenizers give along, of prompts of one length."""
+        config: Any = copy.deepcopy(generation_config or self.generation_config)
+        if not isinstance(config, FlowGenerationConfig):
+            config = FlowGenerationConfig.from_dict(config.to_dict())
+        if attention_mask is not None and not attention_mask.all():
+            raise ValueError(
+                "prompts of different lengths: put them into whole windows and say with known where they stand"
+            )
         if unknown := config.update(**kwargs):
             raise ValueError(f"generate has no {', '.join(sorted(unknown))}")
         config.validate()
-        given, least = self.canvas(input_ids, known, num_return_sequences)
+        given = self.canvas(input_ids, known, num_return_sequences)
         if streamer is not None and len(given.tokens) > 1:
             raise ValueError("a streamer shows one row: write one at a time")
         drafts = getattr(streamer, "put_draft", None)
+        place = torch.arange(self.config.length, device=given.tokens.device)
+        behind = (given.at * (place + 1)).amax(1)  # of each row's last known token
+        end, last = self.config.length, int(behind.max())
+        if config.max_new_tokens is not None and (end := last + config.max_new_tokens) > self.config.length:
+            raise ValueError(
+                f"max_new_tokens {config.max_new_tokens} behind {last} known: windows have {self.config.length} tokens"
+            )
         rows = torch.arange(len(given.tokens), device=given.tokens.device)
         out = write(
             self.map, self.blank_states(given.tokens), Rng(int(torch.randint(2**31, ())), rows), known=given,  # type: ignore[attr-defined]
-            steps=config.num_steps, sampler=config.sampler, warp=config.warp, guidance=config.guidance_scale or 1.0,
+            steps=config.num_steps, sampler=config.sampler, warp=config.warp,
             watch=None if drafts is None else lambda tokens: drafts(value=tokens.cpu()),
         )  # fmt: skip
-        end = self.config.length if config.max_new_tokens is None else least + config.max_new_tokens
-        if end > self.config.length:
-            raise ValueError(
-                f"max_new_tokens {config.max_new_tokens} behind {least} known: windows have {self.config.length} tokens"
-            )
-        sequences, lengths = self.cut(out, given, end, config)
+        sequences, kept = self.cut(out.tokens[:, :end], place[:end] >= behind[:, None], config)
         if streamer is not None:
-            streamer.put(sequences[:, : int(lengths.max())].cpu())
+            prompt = int(given.at[0].long().cumprod(0).sum())
+            streamer.put(sequences[:, :prompt].cpu())
+            streamer.put(sequences[0, prompt : int(kept.sum())].cpu())
             streamer.end()
         if not config.return_dict_in_generate:
             return sequences
-        new = (lengths - given.at[:, :end].sum(1)).float().mean()
+        new = (kept & ~given.at[:, :end]).sum(1).float().mean()
         return FlowOutput(sequences=sequences, tokens_per_forward=float(new) / out.nfe, nfe=out.nfe)
 
-    def canvas(self, ids: Tensor | None, known: Tensor | None, rows: int) -> tuple[Known, int]:
-        """The window with what is known in it, and the length of the longest beginning that is known in all rows."""
+    def canvas(self, ids: Tensor | None, known: Tensor | None, rows: int) -> Known:
+        """The window with what is known in it, so many times each row."""
+        if rows < 1:
+            raise ValueError(f"num_return_sequences {rows} must be 1 or above")
         device = next(self.parameters()).device  # type: ignore[attr-defined]
         if ids is None:
             if known is not None:
                 raise ValueError("known says where input_ids stand: give them too")
             ids = torch.zeros(1, 0, dtype=torch.long)
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
-            raise ValueError(
-                f"input_ids hold {int(ids.max())}: this model's tokens are 0 and above, below {self.config.vocab_size}"
-            )
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+            raise ValueError("input_ids must be a tensor of whole numbers, (batch, tokens)")
+        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if len(wrong):
+            raise ValueError(f"input_ids hold {int(wrong[0])}: tokens are 0 and above, below {self.config.vocab_size}")
         at = torch.ones_like(ids, dtype=torch.bool) if known is None else known.bool()
         if at.shape != ids.shape:
             raise ValueError(f"known is {tuple(at.shape)} and input_ids {tuple(ids.shape)}: one place for each token")
@@ -132,23 +152,21 @@ class FlowGenerationMixin:
         missing = self.config.length - ids.shape[1]
         if missing < 0:
             raise ValueError(f"{ids.shape[1]} tokens given: this model writes windows of {self.config.length}")
-        whole = Known(torch.nn.functional.pad(ids, (0, missing)), torch.nn.functional.pad(at, (0, missing)))
-        return whole, int(whole.at.long().cumprod(1).sum(1).min())
+        return Known(torch.nn.functional.pad(ids, (0, missing)), torch.nn.functional.pad(at, (0, missing)))
 
-    def cut(self, out: Written, given: Known, end: int, config: FlowGenerationConfig) -> tuple[Tensor, Tensor]:
-        """Rows up to `end`, or their first end token that was written, and their lengths; padding behind."""
-        tokens = out.tokens[:, :end]
+    def cut(self, tokens: Tensor, open_: Tensor, config: FlowGenerationConfig) -> tuple[Tensor, Tensor]:
+        """Rows up to their first end token where they are open, (batch, n) bool, padding behind it; and what is kept."""
         stops = [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).reshape(-1).tolist()
-        ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device)) & ~given.at[:, :end]
+        ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device)) & open_
         kept = ended.cumsum(1) - ended.long() == 0
         pad = config.pad_token_id if config.pad_token_id is not None else next(iter(stops), 0)
-        return tokens.masked_fill(~kept, pad), kept.sum(1)
+        return tokens.masked_fill(~kept, pad), kept
 
-    def adjust_generation_fn(
-        self, generation_config: Any, from_auto: Any, from_pipeline: Any, path: Any, **more: Any
-    ) -> None:
-        """What from_pretrained asks for: the configuration that was saved beside the weights."""
-        if generation_config is not None:
-            self.generation_config = FlowGenerationConfig.from_dict(generation_config.to_dict())
-        elif path is not None and (Path(path) / "generation_config.json").is_file():
-            self.generation_config = FlowGenerationConfig.from_pretrained(path)
+    def adjust_generation_fn(self, config: Any, from_auto: Any, from_pipeline: Any, path: Any, **where: Any) -> None:
+        """What from_pretrained asks for: the configuration that was saved beside the weights, if one was."""
+        if config is not None:
+            self.generation_config = FlowGenerationConfig.from_dict(config.to_dict())
+            return
+        where.pop("trust_remote_code", None)
+        with contextlib.suppress(OSError):
+            self.generation_config = FlowGenerationConfig.from_pretrained(path, **where)

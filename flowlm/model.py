@@ -44,6 +44,8 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         super().__init__(config)
         codebook = make_codebook(config)
         fields = {"positions": "rope", **(config.backbone or {})}
+        if config.path not in PATHS:
+            raise ValueError(f"unknown path {config.path!r}: known are {', '.join(PATHS)}")
         backbone = Backbone(
             BackboneConfig(
                 state_size=codebook.state_size, output_size=config.vocab_size, max_positions=config.length, **fields

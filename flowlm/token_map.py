@@ -58,7 +58,7 @@ class TokenMap(FlowMap):
         more: dict[str, Any] = {} if self_cond is None else {"self_cond": self_cond}
         x = self._scaled(x_t, t)
         if context is not None:
-            codes = self.codebook.encode(context.tokens)
+            codes = self.codebook.encode(context.tokens).detach()  # what is scored moves codes, not what is read
             x = torch.where(context.at[..., None], (codes / self.data_scale).to(x), x)
             more["clean"] = context.at
         logits = in_full(self.network(x, t, s, **more))

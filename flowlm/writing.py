@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from flowlm.token_map import Known, TokenMap
-from flowmap.codebook import in_full
 from flowmap.rng import Rng
 from flowmap.samplers import SAMPLERS, STOCHASTIC, Guided, uniform_times
 from flowmap.warp import Warp
 
 Watcher = Callable[[Tensor], None]
-"""Hears, after every call of the network, the likeliest tokens as they stand, (batch, length)."""
+"""Hears at every call of the network the likeliest tokens as they stand, (batch, length)."""
 
 LOCAL = ("euler", "heun", "ddim", "ddpm")
 """Samplers that never tell the network where they land."""
@@ -37,34 +36,23 @@ class Written:
 
 
 class Draft(Guided):
-    """A token map behind a sampler's calls. Guidance mixes logits, z_0 + w·(z_c − z_0), what is known being the condition:
-    a law stays a law. watch: hears every estimate."""
+    """A token map behind a sampler's calls. watch: hears every estimate."""
 
-    def __init__(self, model: TokenMap, known: Known | None, guidance: float, watch: Watcher | None) -> None:
-        without = None if known is None else Known(known.tokens, torch.zeros_like(known.at))
-        super().__init__(model, known, without, guidance if known is not None else 1.0)
+    def __init__(self, model: TokenMap, known: Known | None, watch: Watcher | None) -> None:
+        super().__init__(model, known)
         self.watch = watch
 
-    def logits(self, x: Tensor, t: Tensor, s: Tensor, known: Known | None, free: Known | None) -> Tensor:
-        z = in_full(self.model.logits(x, t, s, known))
-        if self.guidance != 1 and known is not None:
-            z_0 = in_full(self.model.logits(x, t, s, free))
-            z = torch.where(known.at[..., None], z, z_0 + self.guidance * (z - z_0))
+    @torch.no_grad()
+    def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
+        """(batch, length, V)."""
+        self.count(copies)
+        z = self.model.logits(x, t, s, self.repeated(self.context, len(x), copies))
         if self.watch is not None:
             self.watch(z.argmax(-1))
         return z
 
-    @torch.no_grad()
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
-        self.count(copies)
-        known, free = (self.repeated(c, len(x), copies) for c in (self.context, self.without))
-        return self.path.secant(x, self.model.codebook.expected(self.logits(x, t, s, known, free)).to(x.dtype), t)
-
-    @torch.no_grad()
-    def last(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The logits that tokens are drawn from, (batch, length, V)."""
-        self.count(1)
-        return self.logits(x, t, s, self.context, self.without)
+        return self.path.secant(x, self.model.codebook.expected(self.logits(x, t, s, copies)).to(x.dtype), t)
 
 
 def write(
@@ -76,7 +64,6 @@ def write(
     steps: int = 1,
     sampler: str = "pushforward",
     warp: Warp | None = None,
-    guidance: float = 1.0,
     watch: Watcher | None = None,
 ) -> Written:
     """like: (batch, length, state size), whose shape, place and type the states have. warp: of the last softmax."""
@@ -84,13 +71,15 @@ def write(
         raise ValueError(f"{steps} steps: a text takes 1 at least")
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}: known are {', '.join(SAMPLERS)}")
-    draft, times = Draft(model, known, guidance, watch), uniform_times(steps)
+    if model.network.read.weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
+    draft, times = Draft(model, known, watch), uniform_times(steps)
     x = model.path.draw_noise(rng, "z", like)
     if steps > 1:
         advance: Any = SAMPLERS[sampler]
         x = advance(draft, x, times[:-1], **({"rng": rng} if sampler in STOCHASTIC else {})).x
     t = times[-2].to(x).expand(len(x))
-    logits = draft.last(x, t, t if sampler in LOCAL else torch.zeros_like(t))
+    logits = draft.logits(x, t, t if sampler in LOCAL else torch.zeros_like(t))
     tokens, log_q = (warp or Warp()).draw(logits, rng.uniform("token", *logits.shape[:2]).to(logits))
     if known is not None:
         tokens, log_q = torch.where(known.at, known.tokens, tokens), log_q.masked_fill(known.at, 0.0)

@@ -7,7 +7,8 @@ z_prior is the exact posterior of one token alone under x_t = α c + σ ε, ε ~
 add what the other tokens say. It has a pole at σ = 0. Shapes: B batch, N positions, V tokens, d state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,16 @@ class Codebook(nn.Module):
         if size < 2 or state_size < 1:
             raise ValueError(f"a codebook of {size} tokens in {state_size} dimensions: at least 2 in 1 are needed")
         self.size, self.state_size = size, state_size
+        self._still = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no gradient reaches the codes."""
+        before, self._still = self._still, True
+        try:
+            yield
+        finally:
+            self._still = before
 
     def codes(self) -> Tensor:
         """(V, d), in fp32 or better."""
@@ -88,7 +99,8 @@ class Embedding(Codebook):
         self.weight = nn.Parameter(torch.randn(size, state_size))
 
     def codes(self) -> Tensor:
-        return self.norm * nn.functional.normalize(in_full(self.weight), dim=-1)
+        weight = self.weight.detach() if self._still else self.weight
+        return self.norm * nn.functional.normalize(in_full(weight), dim=-1)
 
 
 class Table(Codebook):

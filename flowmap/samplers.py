@@ -111,7 +111,7 @@ def restart(model: Guided, x: Tensor, times: Tensor, rng: Rng, end: float = 0.0)
 
     def step(x: Tensor, t: Tensor, s: Tensor, i: int) -> Tensor:
         clean = model.jump(x, t, torch.full_like(t, end))
-        if i == len(times) - 2:
+        if times[i + 1] <= end:
             return clean
         return model.path.noise(clean, model.path.draw_noise(rng, f"restart-{i}", x), s)
 

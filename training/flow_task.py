@@ -64,8 +64,10 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
 
 
 def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
-    """Those of images, and two that look where one-hot codes are decided."""
+    """Those of images, and of one-hot codes two that look where they are decided."""
     path = PATHS[plan.path]()
+    if plan.codebook != "one-hot":
+        return dict(TIMES)
     law = partial(DecodeError, size, path)
     return {**TIMES, "decode-error": law, "decode-error-mixed": partial(law, uniform=0.1)}
 
@@ -89,10 +91,10 @@ def _data(config: RunConfig, plan: FlowConfig, quiet: bool) -> tuple[Any, FlowWi
     windows = TextWindows(corpus.stores["train"], config.data.length, 0, size, config.seed)
     train = FlowWindows(windows, corpus.tokenizer.eos_token_id, plan.prompts)
 
-    def states(make: Any) -> Any:
+    def states(n: int, make: Any) -> Any:
         batch = make()
-        return train.states(batch, Rng(0, torch.arange(batch.size)))
+        return train.states(batch, Rng(0, torch.arange(batch.size), n))
 
     held = validation_windows(corpus.stores["validation"], config.data.length, 0, config)
     facts = {"data": config.data.name, **corpus.facts}
-    return corpus.tokenizer, train, [partial(states, make) for make in held], facts
+    return corpus.tokenizer, train, [partial(states, n, make) for n, make in enumerate(held)], facts

@@ -32,9 +32,16 @@ def build_objective(
         if options["times"] not in laws:
             raise ValueError(f"{section}.options times {options['times']!r}: known are {', '.join(laws)}")
         options["times"] = laws[options["times"]]()
-    makers = [vars(k)["__init__"] for k in kind.__mro__ if "__init__" in vars(k)]
-    takes = [p for maker in makers for p in inspect.signature(maker).parameters]
+    takes: dict[str, Any] = {}
+    for maker in (vars(k)["__init__"] for k in kind.__mro__ if "__init__" in vars(k)):
+        parameters = inspect.signature(maker).parameters
+        takes |= {name: p.default for name, p in parameters.items() if name not in takes}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
     if unknown := sorted(set(options) - set(takes)):
-        own = [p for p in dict.fromkeys(takes) if p not in ("self", "args", "more", "kwargs")]
+        own = [name for name in takes if name not in ("self", "args", "more", "kwargs")]
         raise ValueError(f"objective {plan.objective} has no option {unknown[0]!r}; it has {', '.join(own)}")
+    for name, value in options.items():
+        if isinstance(value, str) and isinstance(takes[name], int | float):
+            raise ValueError(f"{section}.options {name} {value!r} must be a number, as {takes[name]!r} is")
     return kind(**options)

@@ -22,7 +22,7 @@ def probe_flow(run: FlowRun, suite: Suite, how: Sampling, *, num: int = 20_000, 
             counts[prompt][_answer(run, text, encoded.closed, encoded.longest)] += 1
     contract = {
         "steps": how.steps, "nfe": nfe, "sampler": how.sampler, "temperature": how.warp.temperature, "top_p": how.warp.top_p,
-        "guidance": how.guidance, "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema,
+        "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema,
         "one_block": True, "end_token": encoded.closed,
     }  # fmt: skip
     common: dict[str, Any] = {

@@ -7,6 +7,7 @@ import torch
 
 import leaplm
 from eval.flow import Sampling, load_flow, write_all
+from eval.quality import quality
 from eval.samples import read_samples
 from eval.validity.flow_probe import probe_flow
 from eval.validity.suites import load_suite
@@ -72,6 +73,10 @@ def test_probe_and_sample_by_command(runs, tmp_path, capsys):
     )
     rows = read_samples(tmp_path / "s.jsonl")
     assert len(rows) == 2 and all(len(row["drafts"]) == row["contract"]["nfe"] == 3 for row in rows)
+    both = [row | {"contract": row["contract"] | {"steps": n, "nfe": n}} for n in (1, 8) for row in rows]
+    found = [r for r in quality(both, None, "s") if r["metric"] == "tokens_per_forward"]
+    assert [(r["contract"]["nfe"], r["value"]) for r in found] == [(1, 2.0), (8, 0.25)]  # never pooled
+    assert rows[0]["contract"]["new"] == 2
     assert leaplm.main(["quality", str(tmp_path / "s.jsonl")]) == 0
     capsys.readouterr()
     assert leaplm.main(["sample", run, "--num", "1", "--steps", "3"]) == 0

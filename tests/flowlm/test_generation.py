@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from flowlm import FlowGenerationConfig
@@ -67,10 +67,33 @@ def test_rows_end_at_their_first_written_end_token():
     assert short.shape == (1, 3)
 
 
+def test_an_end_token_inside_a_gap_ends_nothing():
+    model = build(eos_token_id=2, pad_token_id=6)
+    window, known = torch.tensor([[1, 0, 3, 4, 5]]), torch.tensor([[True, False, True, True, True]])
+    out = model.generate(window, known=known, do_sample=True, num_return_sequences=300, return_dict_in_generate=True)
+    assert 2 in out.sequences[:, 1] and (out.sequences[:, 2:] == torch.tensor([3, 4, 5])).all()
+    assert out.tokens_per_forward == 1
+    rows = torch.tensor([[1, 0, 0], [1, 3, 4]])
+    told = model.generate(rows, known=torch.tensor([[True, False, False], [True] * 3]), max_new_tokens=1)
+    assert told.shape == (2, 4) and told[1, :3].tolist() == [1, 3, 4]
+
+
+def test_a_plain_configuration_and_a_tokenizers_mask_are_understood(model):
+    torch.manual_seed(0)
+    rows = model.generate(torch.tensor([[1]]), generation_config=GenerationConfig(do_sample=True))
+    torch.manual_seed(0)
+    same = model.generate(input_ids=torch.tensor([[1]]), attention_mask=torch.tensor([[1]]), do_sample=True)
+    assert torch.equal(rows, same)
+
+
 def test_drafts_are_streamed_and_the_end_is_told(model):
     listener = Listener()
     rows = model.generate(torch.tensor([[1]]), num_steps=4, streamer=listener)
-    assert len(listener.drafts) == 4 and listener.ended and torch.equal(listener.put_[-1], rows)
+    assert len(listener.drafts) == 4 and listener.ended
+    assert [part.tolist() for part in listener.put_] == [
+        [[1]],
+        rows[0, 1:].tolist(),
+    ]  # first the prompt, as streamers expect
     assert all(draft[0, 0] == 1 for draft in listener.drafts)
 
 
@@ -80,6 +103,9 @@ def test_configuration_is_kept_beside_the_weights(model, tmp_path):
     again = AutoModel.from_pretrained(tmp_path)
     assert (again.generation_config.num_steps, again.generation_config.sampler) == (4, "euler")
     assert again.generate(return_dict_in_generate=True).nfe == 4
+    model.save_pretrained(tmp_path / "inner" / "model")
+    nested = AutoModel.from_pretrained(tmp_path / "inner", subfolder="model")
+    assert nested.generation_config.sampler == "euler"
     model.generation_config = FlowGenerationConfig()
 
 
@@ -95,6 +121,14 @@ def test_configuration_is_kept_beside_the_weights(model, tmp_path):
         (torch.ones(1, N + 1, dtype=torch.long), {}, f"windows of {N}"),
         (torch.ones(1, 3, dtype=torch.long), {"max_new_tokens": 3}, f"have {N} tokens"),
         (None, {"streamer": Listener(), "num_return_sequences": 2}, "one row"),
+        (None, {"num_return_sequences": 0}, "1 or above"),
+        (None, {"num_beams": 4}, "no num_beams"),
+        (None, {"guidance_scale": 2.0}, "no guidance_scale"),
+        (torch.ones(1, 2, dtype=torch.long), {"attention_mask": torch.tensor([[0, 1]])}, "different lengths"),
+        (torch.ones(3, dtype=torch.long), {}, "batch, tokens"),
+        (torch.ones(1, 3), {}, "whole numbers"),
+        ([[1, 2]], {}, "must be a tensor"),
+        (torch.tensor([[-1, 2]]), {}, "hold -1"),
     ],
 )
 def test_what_cannot_be_is_one_line(model, ids, how, what):

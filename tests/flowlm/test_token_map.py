@@ -94,6 +94,20 @@ def test_known_tokens_carry_no_loss_under_any_objective(name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("diagonal", [0.0, 1.0])
+def test_codes_learn_on_the_diagonal_alone(diagonal):
+    """With known tokens and the matched filter, through which they would otherwise be moved."""
+    model = build("embedding", prior=True)
+    tokens, *_ = noised(model)
+    at = torch.arange(N).expand(BATCH, N) < 2
+    objective = TOKEN_OBJECTIVES["kl-psd"](diagonal=diagonal)
+    objective(
+        model.map, TokenStates(tokens, Known(tokens, at), ~at), rng=Rng(3, torch.arange(BATCH)), step=0
+    ).sum.backward()
+    gradient = model.map.codebook.weight.grad
+    assert (gradient is not None and gradient.abs().max() > 1e-3) == (diagonal == 1)
+
+
 def test_slices_of_a_batch_add_up():
     model = build()
     tokens, *_ = noised(model)

@@ -133,10 +133,22 @@ def test_every_law_of_time_by_name(config, tmp_path, law):
 
 
 def test_wrong_options_are_one_line(config, tmp_path):
+    with pytest.raises(ValueError, match="has no option 'boundary'; it has times, t_min"):
+        settings = config(flow__objective="cross-entropy")  # which takes none of what the preset says
+        settings.flow.options = {"boundary": 0.5}
+        train(settings, tmp_path / "run", build, quiet=True)
     for more, what in (
         ({"flow__objective": "leap"}, "known are cross-entropy"),
         ({"flow__options": {"boundry": 1}}, "no option 'boundry'"),
-        ({"flow__options": {"times": "noon"}}, "known are uniform, logit-normal, decode-error"),
+        (
+            {"flow__codebook": "one-hot", "flow__options": {"times": "noon"}},
+            "known are uniform, logit-normal, decode-error",
+        ),
+        (
+            {"flow__codebook": "embedding", "flow__options": {"times": "decode-error"}},
+            "known are uniform, logit-normal$",
+        ),
+        ({"flow__options": {"diagonal": "x"}}, "must be a number"),
         ({"head__name": "independent"}, "exclude each other"),
     ):
         with pytest.raises(ValueError, match=what):

@@ -132,7 +132,8 @@ class TokenObjective(Objective):
         x = NoisedTokens(x.tokens, x.x_t.detach(), x.t, x.s, x.context, x.u)
         with torch.no_grad():
             q = self.target(teacher, x, step)
-        log_p = in_full(model.logits(x.x_t, x.t, x.s, x.context)).log_softmax(-1)
+        with model.codebook.held():
+            log_p = in_full(model.logits(x.x_t, x.t, x.s, x.context)).log_softmax(-1)
         error = -(q * log_p + torch.special.entr(q)).flatten(1).sum(1)
         distance = (q - log_p.detach().exp()).square().flatten(1).sum(1)
         return error, (distance + self.floor) ** -self.power
