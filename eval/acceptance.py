@@ -16,7 +16,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def measure(
     """On held-out prompts, or a suite's own. length: tokens of a prompt; new: tokens to write after it. threshold: with
     confidence, where drafts end."""
     starts = in_tokens(run, held_out_prompts(run, num, length, new))
-    accepted, read, passes, written = [], [], 0, 0
+    accepted, stopped, read, passes, written = [], [], [], 0, 0
     end = run.tokenizer.eos_token_id
     for low in tqdm(range(0, num, batch), desc=f"{verify}, T = {warp.temperature:g}", leave=False, disable=None):
         part = starts[low : low + batch]
@@ -95,6 +94,7 @@ def measure(
             confidence=confidence, threshold=threshold or 0.0,
         )  # fmt: skip
         accepted += list(out.accepted)
+        stopped += out.stopped.tolist()
         read += list(out.read)
         passes += int((out.accepted > 0).sum()) + len(part)
         written += int(out.lengths.sum())
@@ -110,7 +110,7 @@ def measure(
         record("read_per_token", cost, unit="tokens/token", **common),
         *(
             record("conditional_acceptance", share, unit="fraction", position=k, **common)
-            for k, share in conditional_acceptance(accepted, block).items()
+            for k, share in conditional_acceptance(accepted, stopped, block).items()
         ),
     ]
 
@@ -190,11 +190,18 @@ def accepted_length(accepted: Sequence[Tensor]) -> tuple[float, float | None]:
     return float(mean), float(error)
 
 
-def conditional_acceptance(accepted: Sequence[Tensor], block: int) -> dict[int, float]:
-    """By position, 2..K, as far as any pass came."""
+def conditional_acceptance(accepted: Sequence[Tensor], stopped: Sequence[bool], block: int) -> dict[int, float]:
+    """By position, 2..K, as far as any pass came. stopped: which rows an end token ended, whose last pass then says nothing
+    of the position behind it."""
     made = torch.cat([row[row > 0] for row in accepted])
-    reached = [int((made >= k).sum()) for k in range(1, block + 1)]
-    return {k: later / earlier for k, (earlier, later) in enumerate(pairwise(reached), 2) if earlier}
+    passes = [int((row > 0).sum()) for row in accepted]
+    ended = torch.cat([(torch.arange(n) == n - 1) & end for n, end in zip(passes, stopped, strict=True)])
+    shares = {}
+    for k in range(2, block + 1):
+        judged = (made >= k) | ((made == k - 1) & ~ended)
+        if judged.any():
+            shares[k] = float((made >= k).sum() / judged.sum())
+    return shares
 
 
 def _print(run: LoadedRun, records: list[dict[str, Any]]) -> None:

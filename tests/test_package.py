@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("configs", "eval", "flowmap", "imm", "mtp", "training", "leaplm")
+PACKAGES = ("configs", "eval", "flowlm", "flowmap", "imm", "mtp", "training", "leaplm")
 
 
 def test_a_wheel_holds_our_packages_and_they_import_from_there(tmp_path):

@@ -26,8 +26,12 @@ def test_both_definitions_on_a_case_made_by_hand():
     # the ratio's error: residuals 8 − 2·3 and 2 − 2·2
     assert error == pytest.approx(math.sqrt(4 + 4) / 5 * math.sqrt(2))
     # five passes, two reach position 2, both reach 3, one reaches 4
-    assert conditional_acceptance(rows, 4) == {2: pytest.approx(2 / 5), 3: 1.0, 4: pytest.approx(1 / 2)}
-    assert conditional_acceptance([torch.tensor([1])], 3) == {2: 0.0}  # no pass came to 3
+    going = [False] * len(rows)
+    assert conditional_acceptance(rows, going, 4) == {2: pytest.approx(2 / 5), 3: 1.0, 4: pytest.approx(1 / 2)}
+    assert conditional_acceptance([torch.tensor([1])], [False], 3) == {2: 0.0}  # no pass came to 3
+    assert conditional_acceptance([torch.tensor([1, 2]), torch.tensor([1])], [True, True], 3) == {
+        2: 0.5
+    }  # ended by a token
 
 
 def test_a_run_is_measured_by_rule_and_temperature(trained_run, tmp_path, capsys):
