@@ -24,7 +24,7 @@ REPEATED = 4
 def quality(rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str) -> list[dict[str, Any]]:
     """rows: samples; those of one subject, run, block, temperature and threshold are scored together. Each block of a
     sample is a pass of the trunk, and so gives tokens_per_forward too."""
-    contract = ("block", "temperature", "top_p", "threshold", "drawn", "steps", "sampler", "guidance")
+    contract = ("block", "temperature", "top_p", "threshold", "drawn", "steps", "sampler")
     key = lambda row: (row["subject"], row["run"], *(row["contract"].get(name) for name in contract))  # noqa: E731
     records: list[dict[str, Any]] = []
     for _, found in groupby(sorted(rows, key=lambda row: str(key(row))), key):

@@ -24,7 +24,10 @@ from flowmap.rng import Rng
 from flowmap.samplers import SAMPLERS
 from flowmap.warp import Warp
 
-NOT_DONE = {"num_beams": 1, "repetition_penalty": 1, "guidance_scale": 1, "penalty_alpha": 0, "min_new_tokens": 0}
+NOT_DONE = {
+    "num_beams": 1, "repetition_penalty": 1, "guidance_scale": 1, "penalty_alpha": 0, "min_new_tokens": 0,
+    "max_length": None, "min_length": 0,
+}  # fmt: skip
 """What transformers' configuration offers, is not done here and so is refused, by its neutral value."""
 
 

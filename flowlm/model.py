@@ -28,7 +28,7 @@ class FlowLMConfig(PreTrainedConfig):
     codebook: str = "one-hot"
     state_size: int = 32
     path: str = "linear"
-    prior: bool = True
+    prior: bool = False
     t_min: float | int = 1e-3
     backbone: dict[str, Any] | None = None
 

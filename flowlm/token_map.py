@@ -1,7 +1,7 @@
 """The two-time map over the codes of a window of tokens, some of which may be known.
 
     x_t = α_t c + σ_t ε                                          (t = 1 is noise; math.md §1, §4)
-    logits of p_{t→s}(x_t) = G_θ(x_t, t, s) + prior(x_t, t)
+    logits of p_{t→s}(x_t) = G_θ(x_t, t, s)                      (+ prior(x_t, t), where asked for)
     X_{t→s}(x_t) = the jump towards Cᵀ p_{t→s}(x_t)
 
 What is known (a prompt, the text around a gap) stands in the window as clean codes, each at time 0 of its own, and has
@@ -40,13 +40,13 @@ class Known:
 class TokenMap(FlowMap):
     """What objectives on tokens and samplers expect of a model; their context is `Known`, or None where nothing is.
 
-    prior: add the matched filter, what x_t says of a token by itself (math.md §4), so that the network learns what
-    tokens say of each other. t_min: the least time at which the filter, which grows as 1/σ², is taken as it stands."""
+    prior: add the matched filter, what x_t says of a token by itself (math.md §4): right where tokens are independent, and
+    where they are not a base that the network has first to unlearn. t_min: the least time at which the filter, which grows as 1/σ², is taken as it stands."""
 
     network: Backbone
 
     def __init__(
-        self, network: Backbone, path: Path, codebook: Codebook, data_scale: float, prior: bool = True, t_min: float = 1e-3
+        self, network: Backbone, path: Path, codebook: Codebook, data_scale: float, prior: bool = False, t_min: float = 1e-3
     ) -> None:  # fmt: skip
         super().__init__(network, path, data_scale=data_scale, codebook=codebook)
         self.prior, self.t_min = prior, t_min

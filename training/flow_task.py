@@ -17,9 +17,8 @@ from training.config import FlowConfig, RunConfig
 from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
 from training.data.flow_windows import FlowWindows
-from training.data.tokenizer import load_tokenizer, word_tokenizer
 from training.data.windows import TextWindows
-from training.mtp_task import VALIDATION_SEED, suite_of, validation_windows
+from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
 from training.objectives import TIMES, build_objective
 from training.task import Task
 
@@ -75,13 +74,7 @@ def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
 def _data(config: RunConfig, plan: FlowConfig, quiet: bool) -> tuple[Any, FlowWindows, list[Any], dict[str, Any]]:
     size, suite = config.training.batch_size, suite_of(config)
     if suite:
-        tokenizer: Any = (
-            load_tokenizer(config.tokenizer.name)
-            if config.tokenizer.kind == "pretrained" and config.tokenizer.name
-            else word_tokenizer(
-                text for laws in (suite.trained, suite.laws) for prompt, law in laws.items() for text in (prompt, *law)
-            )
-        )
+        tokenizer = suite_tokenizer(config, suite)
         rows = case_rows(encode_suite(suite, tokenizer), 0, size, config.seed)
         train = FlowWindows(rows, tokenizer.eos_token_id)
         fresh = FlowWindows(rows.with_seed(config.seed + VALIDATION_SEED), tokenizer.eos_token_id)

@@ -151,17 +151,20 @@ def validation_windows(store: TokenStore, length: int, reach: int, config: RunCo
     return [partial(windows.windows, part.tolist()) for part in picked.split(size)]
 
 
-def _suite_data(config: RunConfig, suite: Suite) -> Data:
+def suite_tokenizer(config: RunConfig, suite: Suite) -> Any:
+    """The trunk's or the one named, else a token for every word of the suite."""
     if config.trunk.pretrained:
-        tokenizer = load_tokenizer(trunk_folder(config.trunk.pretrained))
-    elif config.tokenizer.kind == "pretrained":
+        return load_tokenizer(trunk_folder(config.trunk.pretrained))
+    if config.tokenizer.kind == "pretrained":
         if not config.tokenizer.name:
             raise ValueError("tokenizer.kind 'pretrained' needs tokenizer.name")
-        tokenizer = load_tokenizer(config.tokenizer.name)
-    else:
-        tokenizer = word_tokenizer(
-            text for laws in (suite.trained, suite.laws) for prompt, law in laws.items() for text in (prompt, *law)
-        )
+        return load_tokenizer(config.tokenizer.name)
+    laws = (suite.trained, suite.laws)
+    return word_tokenizer(text for part in laws for prompt, law in part.items() for text in (prompt, *law))
+
+
+def _suite_data(config: RunConfig, suite: Suite) -> Data:
+    tokenizer = suite_tokenizer(config, suite)
     encoded = encode_suite(suite, tokenizer)
     block_size = config.head.block_size if config.head.name else 1
     if config.data.cases and config.head.name:  # K from the longest text and its end token

@@ -123,6 +123,7 @@ def test_configuration_is_kept_beside_the_weights(model, tmp_path):
         (None, {"streamer": Listener(), "num_return_sequences": 2}, "one row"),
         (None, {"num_return_sequences": 0}, "1 or above"),
         (None, {"num_beams": 4}, "no num_beams"),
+        (None, {"max_length": 3}, "no max_length"),
         (None, {"guidance_scale": 2.0}, "no guidance_scale"),
         (torch.ones(1, 2, dtype=torch.long), {"attention_mask": torch.tensor([[0, 1]])}, "different lengths"),
         (torch.ones(3, dtype=torch.long), {}, "batch, tokens"),

@@ -10,11 +10,17 @@ from flowmap.rng import Rng
 V, N, BATCH = 7, 5, 6
 
 
-def build(codebook="one-hot", wild=True, **more):
+def build(codebook="one-hot", wild=True, prior=True, **more):
     """wild: with weights that say something; else a fresh network, which adds nothing."""
     torch.manual_seed(0)
     config = FlowLMConfig(
-        vocab_size=V, length=N, codebook=codebook, state_size=4, backbone={"width": 16, "depth": 2, "heads": 2}, **more
+        vocab_size=V,
+        length=N,
+        codebook=codebook,
+        state_size=4,
+        prior=prior,
+        backbone={"width": 16, "depth": 2, "heads": 2},
+        **more,
     )
     model = FlowLM(config).eval()
     if wild:
