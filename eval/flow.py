@@ -34,10 +34,12 @@ class FlowRun:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a text is refined. steps: the draw of the tokens is the last."""
+    """How a text is refined. steps: the draw of the tokens is the last. self_conditioning: two passes a step; None: where the
+    model was trained so."""
 
     steps: int = 1
     sampler: str = "pushforward"
+    self_conditioning: bool | None = None
     warp: Warp = field(default_factory=Warp)
     seed: int = 0
 
@@ -85,7 +87,7 @@ def write_all(
         heard: list[Tensor] = []
         out = write(
             run.model.map, run.model.blank_states(known.tokens), rng, known=known, steps=how.steps, sampler=how.sampler,
-            warp=how.warp, watch=heard.append if drafts else None,
+            warp=how.warp, self_conditioning=run.model.two_pass(how.self_conditioning), watch=heard.append if drafts else None,
         )  # fmt: skip
         yield Rows(part, _behind(starts[part], out.tokens), [_behind(starts[part], d) for d in heard], out.nfe)
 

@@ -34,11 +34,13 @@ NOT_DONE = {
 class FlowGenerationConfig(GenerationConfig):
     """num_steps: refinement steps, the draw of the tokens being the last. sampler: one of flowmap.samplers. do_sample,
     temperature, top_k, top_p: of that last softmax; without do_sample its likeliest tokens. max_new_tokens: of the window
-    behind the last known token, default all of it."""
+    behind the last known token, default all of it. self_conditioning: two passes of the network a step, for models that were
+    trained so; None: as the model was."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.num_steps: int = kwargs.pop("num_steps", 1)
         self.sampler: str = kwargs.pop("sampler", "pushforward")
+        self.self_conditioning: bool | None = kwargs.pop("self_conditioning", None)
         super().__init__(**kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
@@ -121,6 +123,7 @@ class FlowGenerationMixin:
         out = write(
             self.map, self.blank_states(given.tokens), Rng(int(torch.randint(2**31, ())), rows), known=given,  # type: ignore[attr-defined]
             steps=config.num_steps, sampler=config.sampler, warp=config.warp,
+            self_conditioning=self.two_pass(config.self_conditioning),  # type: ignore[attr-defined]
             watch=None if drafts is None else lambda tokens: drafts(value=tokens.cpu()),
         )  # fmt: skip
         sequences, kept = self.cut(out.tokens[:, :end], place[:end] >= behind[:, None], config)

@@ -16,7 +16,8 @@ from flowmap.path import PATHS
 class FlowLMConfig(PreTrainedConfig):
     """length: tokens of a window, which is written as a whole. codebook: one-hot, embedding, bits; state_size:
     d of learned codes, whose length is √d, as long as the noise. prior: add the matched filter to the logits; t_min: the
-    least time that was trained. backbone: BackboneConfig's fields."""
+    least time that was trained. self_conditioning: the share of samples that were trained by two passes a step, 0 where the
+    network has no such input. backbone: BackboneConfig's fields."""
 
     model_type = "leaplm-flow"
 
@@ -30,6 +31,7 @@ class FlowLMConfig(PreTrainedConfig):
     path: str = "linear"
     prior: bool = False
     t_min: float | int = 1e-3
+    self_conditioning: float | int = 0
     backbone: dict[str, Any] | None = None
 
 
@@ -48,7 +50,11 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             raise ValueError(f"unknown path {config.path!r}: known are {', '.join(PATHS)}")
         backbone = Backbone(
             BackboneConfig(
-                state_size=codebook.state_size, output_size=config.vocab_size, max_positions=config.length, **fields
+                state_size=codebook.state_size,
+                output_size=config.vocab_size,
+                max_positions=config.length,
+                self_conditioning=config.self_conditioning > 0,
+                **fields,
             )
         )
         scale = config.vocab_size**-0.5 if isinstance(codebook, OneHot) else 1.0  # of one coordinate of a code
@@ -58,9 +64,15 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """The backbone and the codes have drawn their own."""
 
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, known: Known | None = None) -> Tensor:
-        """Logits of p_{t→s}(x_t), (batch, length, vocab_size)."""
-        return self.map.logits(x_t, t, s, known)
+    def forward(
+        self, x_t: Tensor, t: Tensor, s: Tensor, known: Known | None = None, self_cond: Tensor | None = None
+    ) -> Tensor:
+        """Logits of p_{t→s}(x_t), (batch, length, vocab_size). self_cond: an estimate of the clean codes, like x_t."""
+        return self.map.logits(x_t, t, s, known, self_cond)
+
+    def two_pass(self, wanted: bool | None) -> bool:
+        """Whether a step is to take two passes; None: if the model was trained so."""
+        return self.config.self_conditioning > 0 if wanted is None else wanted
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""

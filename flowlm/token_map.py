@@ -55,7 +55,9 @@ class TokenMap(FlowMap):
         self, x_t: Tensor, t: Tensor, s: Tensor, context: Known | None = None, self_cond: Tensor | None = None
     ) -> Tensor:
         """(B, N, V) in fp32 or better. t, s: (B,), or (B, N) of each token."""
-        more: dict[str, Any] = {} if self_cond is None else {"self_cond": self_cond}
+        more: dict[str, Any] = {}
+        if self_cond is not None:
+            more["self_cond"] = (self_cond / self.data_scale).to(x_t)
         x = self._scaled(x_t, t)
         if context is not None:
             codes = self.codebook.encode(context.tokens).detach()  # what is scored moves codes, not what is read

@@ -16,6 +16,7 @@ from torch import Tensor
 from flowlm.token_map import Known, TokenMap
 from flowmap.rng import Rng
 from flowmap.samplers import SAMPLERS, STOCHASTIC, Guided, uniform_times
+from flowmap.self_conditioning import TwoPass
 from flowmap.warp import Warp
 
 Watcher = Callable[[Tensor], None]
@@ -36,16 +37,16 @@ class Written:
 
 
 class Draft(Guided):
-    """A token map behind a sampler's calls. watch: hears every estimate."""
+    """A token map behind a sampler's calls. passes: calls of the network for one answer. watch: hears every estimate."""
 
-    def __init__(self, model: TokenMap, known: Known | None, watch: Watcher | None) -> None:
-        super().__init__(model, known)
-        self.watch = watch
+    def __init__(self, model: TokenMap, known: Known | None, passes: int, watch: Watcher | None) -> None:
+        super().__init__(model if passes == 1 else TwoPass(model), known)
+        self.passes, self.watch = passes, watch
 
     @torch.no_grad()
     def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         """(batch, length, V)."""
-        self.count(copies)
+        self.count(copies * self.passes)
         z = self.model.logits(x, t, s, self.repeated(self.context, len(x), copies))
         if self.watch is not None:
             self.watch(z.argmax(-1))
@@ -64,16 +65,20 @@ def write(
     steps: int = 1,
     sampler: str = "pushforward",
     warp: Warp | None = None,
+    self_conditioning: bool = False,
     watch: Watcher | None = None,
 ) -> Written:
-    """like: (batch, length, state size), whose shape, place and type the states have. warp: of the last softmax."""
+    """like: (batch, length, state size), whose shape, place and type the states have. warp: of the last softmax.
+    self_conditioning: two passes an answer, counted."""
     if steps < 1:
         raise ValueError(f"{steps} steps: a text takes 1 at least")
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}: known are {', '.join(SAMPLERS)}")
+    if self_conditioning and model.network.read_self is None:
+        raise ValueError("this network was built without self_conditioning: leave it out")
     if model.network.read.weight.dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
-    draft, times = Draft(model, known, watch), uniform_times(steps)
+    draft, times = Draft(model, known, 2 if self_conditioning else 1, watch), uniform_times(steps)
     x = model.path.draw_noise(rng, "z", like)
     if steps > 1:
         advance: Any = SAMPLERS[sampler]

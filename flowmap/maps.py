@@ -90,7 +90,11 @@ class FlowMap(nn.Module):
         return self._network(x_t, t, s, context, self_cond)
 
     def output_scale(self, t: Tensor, s: Tensor) -> Tensor:
-        """|c_out|: how far a unit of the network's output moves the jump from t to s."""
+        """|c_out|: how far a unit of the network's output, or of the code expected, moves the jump from t to s."""
+        if self.codebook is not None:
+            return (
+                self.path.coefficients(t, s)[1] * (self.path.alpha(t) + self.path.sigma(t)) / self.path.sigma(t)
+            ).abs()
         return (self.path.coefficients(t, s)[1] * self._ab(t)[1]).abs()
 
     def _ab(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -182,10 +182,16 @@ class FlowConfig:
     name: str = "flow"
     """what records call it, the preset's name"""
     objective: str = "kl-psd"
-    """cross-entropy, vlb: the denoiser alone; kl-psd, esd, lsd: the few-step map too"""
+    """cross-entropy, endpoint, vlb: the denoiser alone; kl-psd, esd, lsd, categorical, imm, energy: the few-step map too"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
-    """the objective's own: diagonal, boundary, power, t_min, teacher_decay, times (uniform, logit-normal, decode-error or
-    decode-error-mixed), …"""
+    """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point, times (uniform,
+    logit-normal, decode-error or decode-error-mixed), …"""
+    start: str | None = None
+    """begin with the weights of this run, of the same sizes and codes, instead of fresh ones; path and objective may differ"""
+    teacher: str | None = None
+    """a run whose frozen denoiser is learned from in the place of the text's tokens (kl-psd, esd, lsd, categorical)"""
+    project: bool = False
+    """take out of the few-step loss's gradient what goes against the denoiser's"""
     codebook: Literal["one-hot", "embedding", "bits"] = "one-hot"
     """what a token's state is"""
     state_size: Count = 32

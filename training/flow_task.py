@@ -18,6 +18,7 @@ from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
 from training.data.flow_windows import FlowWindows
 from training.data.windows import TextWindows
+from training.flow_start import begin_with, teach_from
 from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
 from training.objectives import TIMES, build_objective
 from training.task import Task
@@ -40,10 +41,15 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         FlowLMConfig(  # type: ignore[call-arg]  # the base class takes more than its fields
             vocab_size=len(tokenizer), length=train.source.length, codebook=plan.codebook, state_size=plan.state_size,
             path=plan.path, prior=plan.prior, t_min=getattr(objective, "t_min", 1e-3),
+            self_conditioning=getattr(objective, "self_conditioning", 0.0),
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
             backbone={name: getattr(plan, name) for name in BACKBONE},
         )
     )  # fmt: skip
+    if plan.start:
+        begin_with(model, plan.start, tokenizer)
+    if plan.teacher:
+        teach_from(objective, plan.teacher, model, tokenizer, accelerator.device)
 
     def save(folder: Path, state: dict[str, Tensor]) -> None:
         model.save_pretrained(folder, state_dict={f"map.{name}": value for name, value in state.items()})
@@ -58,6 +64,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         train_seed=config.seed,
         validation=validation,
         save=save,
+        project=plan.project,
         facts=facts | {"parameters": sum(p.numel() for p in model.parameters()), "length": train.source.length},
     )
 

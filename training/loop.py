@@ -25,6 +25,7 @@ from training.averages import averaged_state, moving_average, swapped, teacher_o
 from training.config import RunConfig, TrainingConfig
 from training.hardware import choose_threads, keep_freed_memory, quiet_libraries, resolve_precision
 from training.optimizers import make_optimizers
+from training.projection import Projection
 from training.run_dir import RunDir
 from training.schedules import learning_rate
 from training.task import Task
@@ -94,6 +95,7 @@ def train(
     if main:
         folder.forget_after(start)
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
+    projection = Projection(module.parameters()) if task.project else None
 
     def checkpoint(step: int) -> None:
         if main:
@@ -121,11 +123,16 @@ def train(
         for m, (batch, rng) in enumerate(slices_of_step):
             last = m == len(slices_of_step) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(prepared):
-                loss = prepared(batch, rng, step)
-                # DDP means over ranks; the sum is wanted
-                accelerator.backward(loss.sum * accelerator.num_processes)
+                if projection:
+                    projection.add(loss := module(batch, rng, step))
+                else:
+                    loss = prepared(batch, rng, step)
+                    # DDP means over ranks; the sum is wanted
+                    accelerator.backward(loss.sum * accelerator.num_processes)
             count += loss.count
             window.add(loss)
+        if projection:
+            projection.settle(accelerator)
         count = accelerator.reduce(count, "sum")
         for parameter in module.parameters():
             if parameter.grad is not None:

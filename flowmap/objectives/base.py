@@ -17,11 +17,13 @@ class Loss:
 
     sum: scalar to differentiate. count: scalar, what the sum is divided by.
     metrics: name → (sum, count), both detached scalars, added over slices like the loss itself.
+    few_step: the part of sum that is not about the diagonal s = t, where a method has one.
     """
 
     sum: Tensor
     count: Tensor
     metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    few_step: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ TINY = dict(
 KINDS = {
     "suite": {"flow__codebook": "embedding"},
     "teacher": {"flow__options": {"teacher_decay": 0.9, "boundary": 0.5}},
+    "two passes": {"flow__options": {"self_conditioning": 0.5, "fixed_point": 0.5}},
+    "projected": {"flow__project": True},
     "text": {"data__suite": None, "data__length": 12, "flow__prompts": 0.5, "tokenizer__kind": "bpe"},
 }
 
@@ -79,9 +81,10 @@ def test_a_killed_process_started_again_ends_bit_identical(config, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 
-def test_two_processes_give_the_parameters_of_one(config, tmp_path):
-    train(config("teacher"), tmp_path / "one", build, quiet=True)
-    preset = write_preset(tmp_path / "p.yaml", {**TINY, **KINDS["teacher"]}, extends="flow-poker")
+@pytest.mark.parametrize("kind", ["teacher", "projected"])
+def test_two_processes_give_the_parameters_of_one(config, tmp_path, kind):
+    train(config(kind), tmp_path / "one", build, quiet=True)
+    preset = write_preset(tmp_path / "p.yaml", {**TINY, **KINDS[kind]}, extends="flow-poker")
     process = launch([preset, "--run-dir", str(tmp_path / "two")], processes=2)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
@@ -89,7 +92,7 @@ def test_two_processes_give_the_parameters_of_one(config, tmp_path):
     assert_equal(state(tmp_path / "one")["trainable"], state(tmp_path / "two")["trainable"], 5e-5)
 
 
-@pytest.mark.parametrize("kind", ["suite", "text"])
+@pytest.mark.parametrize("kind", ["suite", "two passes", "text"])
 def test_what_is_saved_loads_bit_equal_by_auto_class_and_writes(config, tmp_path, kind):
     final = train(config(kind), tmp_path / "run", build, quiet=True)
     assert {"loss", "cross_entropy", "few_step_kl"} <= set(final)
@@ -153,3 +156,98 @@ def test_wrong_options_are_one_line(config, tmp_path):
     ):
         with pytest.raises(ValueError, match=what):
             train(config(**more), tmp_path / "run", build, quiet=True)
+
+
+# What is learned from besides data.
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("earlier") / "run"
+    train(override(load_preset("flow-poker"), **TINY), folder, build, quiet=True)
+    return str(folder)
+
+
+def built(settings):
+    from accelerate import Accelerator
+
+    return build(settings, Accelerator(cpu=True))
+
+
+def test_a_run_may_begin_with_the_weights_of_another_and_a_second_passs_input_begins_at_nothing(config, earlier):
+    ours, fresh = built(config(flow__start=earlier)).model, built(config()).model
+    theirs = FlowLM.from_pretrained(model_folder(earlier)).map
+    assert_equal(ours.state_dict(), theirs.state_dict())
+    assert any(not torch.equal(a, b) for a, b in zip(ours.parameters(), fresh.parameters(), strict=True))
+    told = built(config("two passes", flow__start=earlier)).model
+    assert not told.network.read_self.weight.any()
+    x, t = torch.randn(3, 6, 4), torch.full((3,), 0.5)
+    assert torch.equal(told.logits(x, t, t, self_cond=torch.ones_like(x)), theirs.logits(x, t, t))
+
+
+def test_a_frozen_teacher_gives_its_codes_and_neither_moves(config, earlier, tmp_path):
+    settings = config(flow__teacher=earlier, flow__options={"boundary": 0.5})
+    train(settings, tmp_path / "run", build, quiet=True)
+    theirs, ours = (FlowLM.from_pretrained(model_folder(run)).map for run in (earlier, tmp_path / "run"))
+    assert torch.equal(theirs.codebook.weight, ours.codebook.weight)
+    assert not torch.equal(theirs.network.write.weight, ours.network.write.weight)
+    task = built(settings)
+    before = [p.clone() for p in task.objective.frozen[0].parameters()]
+    assert not list(task.objective.parameters()) and all(
+        not p.requires_grad for p in task.objective.frozen[0].parameters()
+    )
+    assert all(torch.equal(a, b) for a, b in zip(before, theirs.parameters(), strict=True))
+
+
+def test_a_projected_gradient_does_not_fight_the_denoisers(config):
+    """Against a double backward over the same batch, as the definition says."""
+    from accelerate import Accelerator
+
+    from flowmap.rng import Rng
+    from training.projection import Projection
+
+    task = built(config(flow__options={"diagonal": 0.5, "boundary": 0.5}))
+    accelerator, parameters = Accelerator(cpu=True), list(task.model.parameters())
+    for part in parameters:
+        part.data += 0.3 * torch.randn(part.shape, generator=torch.Generator().manual_seed(3))
+
+    def loss(low, high):
+        rows = torch.arange(low, high)
+        return task.objective(task.model, task.train.batch(0, rows), rng=Rng(0, rows, 0), step=0)
+
+    def flat(total):
+        found = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+        return torch.cat(
+            [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
+        )
+
+    whole = loss(0, 64)
+    local, few = flat(whole.sum - whole.few_step), flat(whole.few_step)
+    for sign in (1.0, -1.0):  # one of the two fights
+        projection = Projection(parameters)
+        for low in (0, 16, 32, 48):
+            part = loss(low, low + 16)
+            projection.add(type(part)(part.sum + (sign - 1) * part.few_step, part.count, {}, sign * part.few_step))
+        projection.settle(accelerator)
+        found = torch.cat([p.grad.flatten() for p in parameters]) - local
+        against = min(0.0, float(sign * local @ few))
+        assert torch.allclose(found, sign * few - against / (local @ local) * local, atol=1e-3 * float(few.abs().max()))
+        assert found @ local > -1e-3 * local.norm() * few.norm()
+
+
+def test_what_cannot_be_learned_from_is_one_line(config, earlier, tmp_path):
+    for more, what in (
+        ({"flow__start": earlier, "flow__width": 32}, r"flow.start .* sizes differ"),
+        ({"flow__start": str(tmp_path)}, "no run directory"),
+        ({"flow__teacher": earlier, "flow__path": "cosine"}, "has path 'linear', this run 'cosine'"),
+        ({"flow__teacher": earlier, "data__suite": "brackets-8"}, "has other tokens"),
+        (
+            {"flow__teacher": earlier, "flow__objective": "cross-entropy", "flow__options": {}},
+            "needs a few-step objective",
+        ),
+        ({"flow__project": True, "flow__objective": "vlb", "flow__options": {}}, "flow.project needs an objective"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            settings = config(**{k: v for k, v in more.items() if k != "flow__options"})
+            settings.flow.options = more.get("flow__options", settings.flow.options)
+            train(settings, tmp_path / "run", build, quiet=True)

@@ -5,10 +5,11 @@ rest drawn to a distribution q that equals the map's own at the exact two-time m
 
 p = softmax of the logits, g = Cᵀp; what §2 of math.md says of g holds of p, an average of p_{u→u} along the trajectory.
 w: 1, or sg(‖q − p‖² + c)^{−power} (2604.09784). Sums over the N tokens of a sample; the count is tokens, so that losses
-read in nats a token. Learned codes are moved by the diagonal alone.
+read in nats a token. Learned codes are moved by the diagonal alone. With a frozen teacher p* the diagonal is learned from
+its posterior instead of the text's tokens, KL(p*_{t→t} ‖ p_{t→t}), which has the same minimum and less noise (2602.16813).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from flowmap.codebook import in_full
 from flowmap.objectives.base import Loss, Objective
 from flowmap.path import LinearPath
 from flowmap.rng import Rng
+from flowmap.self_conditioning import asked, drawn
 from flowmap.times import TimeLaw, Uniform, ordered_pair
 
 
@@ -54,7 +56,7 @@ class TokenStates:
 @dataclass(frozen=True)
 class NoisedTokens:
     """Rows of a batch on their way: x_t = α_t c_x + σ_t ε, (rows, N, d). u: one more U[0, 1) a row, for what a method
-    draws besides."""
+    draws besides. told: rows whose maps are asked by two passes; None: none is."""
 
     tokens: Tensor
     x_t: Tensor
@@ -62,16 +64,21 @@ class NoisedTokens:
     s: Tensor
     context: Any
     u: Tensor
+    told: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> "NoisedTokens":
-        context = None if self.context is None else self.context[rows]
-        return NoisedTokens(self.tokens[rows], self.x_t[rows], self.t[rows], self.s[rows], context, self.u[rows])
+        context, told = (None if part is None else part[rows] for part in (self.context, self.told))
+        return NoisedTokens(self.tokens[rows], self.x_t[rows], self.t[rows], self.s[rows], context, self.u[rows], told)
 
 
 class TokenObjective(Objective):
     """diagonal: share of the samples with s = t. times: law of t and s. power, floor: of the weight w. t_min: no
     network is asked about a state nearer to the data than this; v and the prior logits have a pole at 0.
-    teacher_decay: of the averaged network that gives q; None: the model itself does."""
+    teacher_decay: of the averaged network that gives q; None: the model itself does. self_conditioning: share of the samples
+    whose maps are asked by two passes; fixed_point: weight of KL(sg p(· | ĉ) ‖ p(·)) on these, which teaches the first pass
+    what the second finds. frozen: (map,), where a teacher was trained before."""
+
+    frozen: tuple[Any, ...] = ()  # in a tuple, so that it is no submodule: neither trained nor saved
 
     def __init__(
         self,
@@ -81,12 +88,19 @@ class TokenObjective(Objective):
         floor: float = 1e-6,
         t_min: float = 1e-3,
         teacher_decay: float | None = None,
+        self_conditioning: float = 0.0,
+        fixed_point: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= self_conditioning <= 1 or (fixed_point and not self_conditioning):
+            raise ValueError(
+                f"self_conditioning {self_conditioning} with fixed_point {fixed_point}: a share of the samples, above 0 for the latter"
+            )
         if not 0 < t_min < 1:
             raise ValueError(f"t_min {t_min} must lie between 0 and 1: v and the prior logits have a pole at 0")
         self.diagonal, self.times, self.power, self.floor = diagonal, times or Uniform(), power, floor
         self.t_min, self.teacher_decay = t_min, teacher_decay
+        self.self_conditioning, self.fixed_point = self_conditioning, fixed_point
 
     def pair(self, rng: Rng, count: int, step: int) -> tuple[Tensor, Tensor]:
         """(t, s) off the diagonal."""
@@ -98,20 +112,42 @@ class TokenObjective(Objective):
 
     def forward(self, model, batch: TokenStates, *, teacher=None, rng: Rng, step: int) -> Loss:
         x, on_diagonal = self.noised(model, batch, rng, step)
-        total = torch.zeros((), device=x.t.device)
+        total = few_step = torch.zeros((), device=x.t.device)
         metrics = dict.fromkeys(("cross_entropy", "few_step_kl"), (total, total))  # ranks must name the same
         local, few = (torch.nonzero(mask)[:, 0] for mask in (on_diagonal, ~on_diagonal))
         if len(local):
             part = x[local]
-            error = cross_entropy(model.logits(part.x_t, part.t, part.t, part.context), part.tokens)
-            total = total + error.sum()
-            metrics["cross_entropy"] = (error.sum().detach(), batch[local].count)
+            error, metric = self.local_error(asked(model, part.told), part)
+            total = total + error.sum() + self.fixed_point * self._gap_of_passes(model, part)
+            metrics["cross_entropy"] = (metric.sum().detach(), batch[local].count)
         if len(few):
             part = x[few]
-            error, weight = self.divergence(model, teacher or model, part, step)
-            total = total + (weight * error).sum()
+            error, weight = self.divergence(asked(model, part.told), asked(teacher or model, part.told), part, step)
+            few_step = (weight * error).sum()
             metrics["few_step_kl"] = (error.sum().detach(), batch[few].count)
-        return Loss(total, batch.count, metrics)
+        return Loss(total + few_step, batch.count, metrics, few_step)
+
+    def local_error(self, model: Any, x: NoisedTokens) -> tuple[Tensor, Tensor]:
+        """(what is minimised on the diagonal, the cross-entropy to be told of), (rows,) each."""
+        logits = model.logits(x.x_t, x.t, x.t, x.context)
+        told = cross_entropy(logits, x.tokens)
+        if not self.frozen:
+            return told, told
+        with torch.no_grad():
+            q = in_full(self.frozen[0].logits(x.x_t, x.t, x.t, x.context)).softmax(-1)
+        return kl(q, logits), told
+
+    def local(self, teacher: Any) -> Any:
+        """The map that says what p_{u→u} is in a target."""
+        return self.frozen[0] if self.frozen else teacher
+
+    def _gap_of_passes(self, model: Any, x: NoisedTokens) -> Tensor | float:
+        if not self.fixed_point or x.told is None:
+            return 0.0
+        part = x[torch.nonzero(x.told)[:, 0]]
+        with torch.no_grad():
+            second = in_full(asked(model, part.told).logits(part.x_t, part.t, part.t, part.context)).softmax(-1)
+        return kl(second, model.logits(part.x_t, part.t, part.t, part.context)).sum()
 
     def noised(self, model: Any, batch: TokenStates, rng: Rng, step: int) -> tuple[NoisedTokens, Tensor]:
         """The batch at its times, and which of its samples are on the diagonal."""
@@ -123,22 +159,32 @@ class TokenObjective(Objective):
         on_diagonal = on_diagonal.to(t.device)
         s = torch.where(on_diagonal, t, torch.minimum(s.to(t), t))
         x_t = model.path.noise(x_0, model.path.draw_noise(rng, "eps", x_0), t)
-        return NoisedTokens(batch.tokens, x_t, t, s, batch.context, rng.uniform("u", count).to(t)), on_diagonal
+        told = drawn(rng, count, self.self_conditioning)
+        told = None if told is None else told.to(t.device)
+        return NoisedTokens(batch.tokens, x_t, t, s, batch.context, rng.uniform("u", count).to(t), told), on_diagonal
 
     def divergence(self, model: Any, teacher: Any, x: NoisedTokens, step: int) -> tuple[Tensor, Tensor]:
         """(Σ_l KL(q^l ‖ p^l), w), (rows,) each."""
         if not isinstance(model.path, LinearPath):
             raise ValueError(f"{type(self).__name__} uses identities of the linear path, not of {model.path}")
-        x = NoisedTokens(x.tokens, x.x_t.detach(), x.t, x.s, x.context, x.u)
+        x = replace(x, x_t=x.x_t.detach())
         with torch.no_grad():
             q = self.target(teacher, x, step)
         with model.codebook.held():
-            log_p = in_full(model.logits(x.x_t, x.t, x.s, x.context)).log_softmax(-1)
-        error = -(q * log_p + torch.special.entr(q)).flatten(1).sum(1)
-        distance = (q - log_p.detach().exp()).square().flatten(1).sum(1)
-        return error, (distance + self.floor) ** -self.power
+            logits = model.logits(x.x_t, x.t, x.s, x.context)
+        return kl(q, logits), self.weight(q, logits)
+
+    def weight(self, q: Tensor, logits: Tensor) -> Tensor:
+        """w, (rows,)."""
+        distance = (q - in_full(logits.detach()).softmax(-1)).square().flatten(1).sum(1)
+        return (distance + self.floor) ** -self.power
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     """Σ_l −log p(x^l), (rows,), in nats."""
     return -in_full(logits).log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(1)
+
+
+def kl(q: Tensor, logits: Tensor) -> Tensor:
+    """Σ_l KL(q^l ‖ softmax(logits)^l), (rows,)."""
+    return -(q * in_full(logits).log_softmax(-1) + torch.special.entr(q)).flatten(1).sum(1)

@@ -13,7 +13,7 @@ from flowmap.path import expand
 
 class EulerianKL(Differential):
     def target(self, teacher, x: NoisedTokens, step):
-        local = teacher.logits(x.x_t, x.t, x.t, x.context)
+        local = self.local(teacher).logits(x.x_t, x.t, x.t, x.context)
         v = teacher.path.secant(x.x_t, teacher.codebook.expected(local), x.t)
         z, delta = logit_derivative(teacher, (x.x_t, x.t, x.s), (v, 1.0, 0.0), x.context)
         return self.solve(local, z, delta, expand(x.t * (x.t - x.s) / x.s, z))

@@ -15,5 +15,5 @@ class LagrangianKL(Differential):
     def target(self, teacher, x: NoisedTokens, step):
         z, delta = logit_derivative(teacher, (x.x_t, x.t, x.s), (None, 0.0, 1.0), x.context)
         landed = teacher.path.jump(x.x_t, teacher.codebook.expected(z), x.t, x.s)
-        local = teacher.logits(landed, x.s, x.s, x.context)
+        local = self.local(teacher).logits(landed, x.s, x.s, x.context)
         return self.solve(local, z, delta, expand(x.s * (x.s - x.t) / x.t, z))

@@ -17,12 +17,14 @@ from flowmap.objectives.base import Loss, Objective
 from flowmap.objectives.tokens.base import TokenStates, cross_entropy
 from flowmap.path import Path
 from flowmap.rng import Rng
+from flowmap.self_conditioning import asked, drawn
 
 
 class VariationalBound(Objective):
     """law: of the one time a sample. "log-snr": uniform in λ = log S, even over scales. "logistic": λ ~ center +
     scale·logistic, cut to the range, for less variance where most of the integral is known to be; center 0 and scale 2
-    are uniform in t on the linear path with ν = 1. It allows t_max = 1."""
+    are uniform in t on the linear path with ν = 1. It allows t_max = 1. self_conditioning: share of the samples asked by two
+    passes."""
 
     def __init__(
         self,
@@ -31,8 +33,10 @@ class VariationalBound(Objective):
         law: Literal["log-snr", "logistic"] = "log-snr",
         center: float = 0.0,
         scale: float = 2.0,
+        self_conditioning: float = 0.0,
     ) -> None:
         super().__init__()
+        self.self_conditioning = self_conditioning
         if not 0 < t_min < t_max <= 1 or (law == "log-snr" and t_max == 1):
             raise ValueError(f"times from {t_min} to {t_max} by {law!r}: 0 < t_min < t_max ≤ 1, < 1 for log-snr")
         if scale < 1:
@@ -40,6 +44,7 @@ class VariationalBound(Objective):
         self.t_min, self.t_max, self.law, self.center, self.scale = t_min, t_max, law, center, scale
 
     def forward(self, model, batch: TokenStates, *, teacher=None, rng: Rng, step: int) -> Loss:
+        model = asked(model, drawn(rng, batch.size, self.self_conditioning))
         x_0 = model.codebook.encode(batch.tokens)
         told = x_0 if batch.scored is None else x_0 * batch.scored[..., None]
         prior = self.log_snr(model.path, self.t_max).exp().to(x_0) / 2 * told.square().flatten(1).sum(1)

@@ -1,0 +1,240 @@
+"""What may be chosen beside the text's tokens and one pass: squares, frozen teachers, prices, losses on states, two passes."""
+
+import copy
+
+import pytest
+import torch
+
+from flowmap.backbone import Backbone, BackboneConfig
+from flowmap.codebook import Embedding, OneHot
+from flowmap.maps import FlowMap
+from flowmap.objectives.base import StateBatch
+from flowmap.objectives.energy import EnergyScore
+from flowmap.objectives.imm import InductiveMomentMatching
+from flowmap.objectives.tokens import (
+    CategoricalFlowMap,
+    CrossEntropy,
+    Endpoint,
+    EnergyOnStates,
+    EulerianKL,
+    LagrangianKL,
+    MomentMatchingOnStates,
+    ProgressiveKL,
+    TokenStates,
+    VariationalBound,
+)
+from flowmap.path import LinearPath
+from flowmap.rng import Rng
+from flowmap.self_conditioning import TwoPass
+from flowmap.times import Uniform
+from tests.flowmap.six_hands import TOKENS, WORDS, SixHands
+from tests.flowmap.test_token_objectives import BESIDE, deviations, gradients, run
+
+COUNT = 24
+
+
+class Near(CategoricalFlowMap):
+    """Pairs closer than 1e-4."""
+
+    def pair(self, rng, count, step):
+        t, _ = super().pair(rng, count, step)
+        t = t.clamp_min(0.1)
+        return t, t - 1e-4
+
+
+def network(codebook=None, depth=1, **more):
+    torch.manual_seed(0)
+    codebook = codebook or Embedding(len(WORDS), 4, norm=2.0)
+    config = BackboneConfig(
+        codebook.state_size, width=16, depth=depth, heads=2, output_size=codebook.size, time_scale=5.0, **more
+    )
+    model = FlowMap(Backbone(config), LinearPath(), codebook=codebook, data_scale=1.0).double()
+    for part in model.parameters():
+        part.data += 0.3 * torch.randn_like(part)
+    return model
+
+
+def fixed(model, count=COUNT, t=0.7):
+    tokens = TOKENS.repeat(-(-count // 6), 1)[:count]
+    t = torch.full((count,), t, dtype=torch.float64)
+    x_0 = model.codebook.encode(tokens).detach()
+    noise = torch.randn(x_0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return tokens, model.path.noise(x_0, noise, t), t
+
+
+# Squares instead of cross-entropy.
+
+
+@pytest.mark.parametrize(
+    "objective", [Endpoint(), Endpoint(Uniform(0.1, 1.0), power=2.0)], ids=["endpoint", "velocity"]
+)
+def test_squares_are_stationary_at_the_posterior_and_nowhere_near(objective):
+    assert deviations(gradients(objective, SixHands(), 8, 2400)).abs().max() < 4.5
+    assert deviations(gradients(objective, SixHands(BESIDE), 8, 2400)).abs().max() > 6
+
+
+def test_the_velocitys_weight_makes_squares_of_the_endpoint_those_of_the_velocity():
+    model, objective = SixHands(BESIDE), Endpoint(Uniform(0.5, 0.5), power=2.0)
+    loss = run(objective, model, count=60)
+    x, on = objective.noised(model, TokenStates(TOKENS.repeat(10, 1)), Rng(1, torch.arange(60), 0), 0)
+    assert on.all()
+    exact = model.path.secant(x.x_t, model.codebook.encode(x.tokens), x.t)
+    assert torch.allclose(loss.sum, (model.velocity(x.x_t, x.t, x.t) - exact).square().sum())
+
+
+def test_squares_move_no_codes_while_cross_entropy_does():
+    model = network()
+    for objective, moved in ((Endpoint(), False), (CrossEntropy(), True)):
+        loss = run(objective, model, count=COUNT)
+        (found,) = torch.autograd.grad(loss.sum, model.codebook.weight, allow_unused=True)
+        assert (found is not None and bool(found.abs().sum() > 0)) == moved
+
+
+# A frozen teacher in the place of the text.
+
+
+@pytest.mark.parametrize("kind", [ProgressiveKL, lambda d: EulerianKL(d, Uniform(0.1, 1.0)), LagrangianKL])
+def test_taught_by_the_exact_denoiser_the_exact_map_has_no_loss_at_all_and_its_neighbour_has(kind):
+    objective = kind(0.5)
+    objective.frozen = (SixHands(),)
+    exact, beside = run(objective, SixHands()), run(objective, SixHands(BESIDE))
+    assert abs(exact.sum / exact.count) < 1e-5 < 0.01 < beside.sum / beside.count
+    assert deviations(gradients(objective, SixHands())).abs().max() < 4.5
+    objective.frozen = ()
+    assert run(objective, SixHands()).sum / exact.count > 0.1  # the text's tokens keep their entropy
+
+
+@pytest.mark.parametrize("kind", [EulerianKL, LagrangianKL, CategoricalFlowMap])
+def test_the_local_law_of_a_target_is_the_frozen_teachers(kind):
+    objective, other = kind(0.0, times=Uniform(0.2, 1.0)), SixHands(BESIDE)
+    x, _ = objective.noised(other, TokenStates(TOKENS), Rng(0, torch.arange(6), 0), 0)
+    own = objective.target(other, x, 0)
+    objective.frozen = (SixHands(),)
+    assert (objective.target(other, x, 0) - own).abs().max() > 0.01
+
+
+# Categorical flow maps.
+
+
+def test_the_price_is_the_square_of_what_s_changes():
+    model, objective = SixHands(BESIDE), CategoricalFlowMap(0.0)
+    x, _ = objective.noised(model, TokenStates(TOKENS), Rng(0, torch.arange(6), 0), 0)
+    priced, _ = objective.divergence(model, model, x, 0)
+    objective.price = 0.0
+    free, _ = objective.divergence(model, model, x, 0)
+    h = 1e-5
+    change = [model.logits(x.x_t, x.t, x.s + sign * h).softmax(-1) for sign in (1, -1)]
+    slope = (change[0] - change[1]) / (2 * h) * ((x.t - x.s) / x.t)[:, None, None]
+    assert torch.allclose(priced - free, slope.square().flatten(1).sum(1), rtol=1e-3, atol=1e-8)
+
+
+def test_categorical_flow_maps_hold_the_exact_map_for_short_jumps_only():
+    short, long = Near(0.0), CategoricalFlowMap(0.0, times=Uniform(0.1, 1.0))
+    assert run(short, SixHands()).sum.abs() < 1e-4
+    assert run(long, SixHands()).sum / run(long, SixHands()).count > 0.01
+
+
+def test_the_price_teaches_codes_nothing():
+    model = network()
+    loss = run(CategoricalFlowMap(0.0), model, count=COUNT)
+    found = torch.autograd.grad(loss.sum, [model.codebook.weight, model.network.write.weight], allow_unused=True)
+    assert found[0] is None and found[1].abs().sum() > 0
+
+
+# Losses on states.
+
+
+@pytest.mark.parametrize(
+    "objective, few",
+    [
+        (EnergyOnStates(weight=0.3), EnergyScore()),
+        (MomentMatchingOnStates(weight=0.3, group_size=4), InductiveMomentMatching(4, 8, weighted=False, t_min=0.01)),
+    ],
+    ids=["energy", "imm"],
+)
+def test_a_loss_on_states_stands_beside_the_cross_entropy_and_reaches_the_network_through_expected_codes(
+    objective, few
+):
+    model = network()
+    tokens, rng = TOKENS.repeat(4, 1), Rng(1, torch.arange(COUNT), 0)
+    whole = objective(model, TokenStates(tokens), rng=rng, step=0)
+    local = CrossEntropy()(model, TokenStates(tokens), rng=rng, step=0)
+    alone = few(model, StateBatch(model.codebook.encode(tokens).detach()), rng=rng, step=0)
+    assert torch.allclose(whole.sum, local.sum + 0.3 * 2 * alone.sum) and whole.count == local.count
+    assert objective.coupling == few.coupling and objective.group_size == few.group_size
+    of_codes = torch.autograd.grad(whole.sum - local.sum, model.codebook.weight, allow_unused=True)[0]
+    assert of_codes is None or of_codes.abs().max() < 1e-12
+    assert torch.autograd.grad(alone.sum, model.network.write.weight)[0].abs().sum() > 0
+
+
+def test_a_token_maps_output_scale_is_how_far_an_expected_code_moves_the_jump():
+    model = network(OneHot(len(WORDS)))
+    _, x, t = fixed(model)
+    s = t * 0.4
+    g = torch.rand_like(x)
+    moved = model.path.jump(x, g + 1e-3, t, s) - model.path.jump(x, g, t, s)
+    assert torch.allclose(moved.amax((1, 2)), 1e-3 * model.output_scale(t, s))
+
+
+# Two passes.
+
+
+def test_the_second_pass_reads_what_the_first_expects_and_no_gradient_goes_through_the_first():
+    model = network(self_conditioning=True)
+    _, x, t = fixed(model)
+    s = t * 0.3
+    told = torch.arange(COUNT) % 3 == 0
+    guess = model.codebook.expected(model.logits(x, t, t)).detach()
+    second, plain = model.logits(x, t, s, self_cond=guess), model.logits(x, t, s)
+    found = TwoPass(model, told).logits(x, t, s)
+    assert torch.allclose(found[told], second[told]) and torch.allclose(found[~told], plain[~told])
+    assert (second - plain).abs().max() > 0.01
+    assert torch.allclose(TwoPass(model).logits(x, t, s), second)
+    parts = [p for p in model.network.parameters() if p.requires_grad]
+    a, b = (torch.autograd.grad(z[told].square().sum(), parts, allow_unused=True) for z in (found, second))
+    assert all(torch.allclose(u, v) for u, v in zip(a, b, strict=True) if u is not None)
+
+
+def test_two_passes_are_a_function_of_the_state_whose_derivative_includes_the_first():
+    """What an objective that differentiates, or a likelihood by the flow, must see: half of it is no derivative."""
+    from flowmap.objectives.base import derivative
+
+    model = network(self_conditioning=True)
+    _, x, t = fixed(model)
+    two, s = TwoPass(model), t * 0.3
+    _, found = derivative(lambda *at: two.logits(*at), (x, t, s), (torch.ones_like(x), 1.0, 0.0))
+    h = 1e-5
+    ahead, behind = (two.logits(x + sign * h, t + sign * h, s) for sign in (1, -1))
+    assert torch.allclose(found, (ahead - behind) / (2 * h), atol=1e-6)
+    half = model.codebook.expected(model.logits(x, t, t)).detach()
+    ahead, behind = (model.logits(x + sign * h, t + sign * h, s, self_cond=half) for sign in (1, -1))
+    assert not torch.allclose(found, (ahead - behind) / (2 * h), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [CrossEntropy, VariationalBound, ProgressiveKL, LagrangianKL])
+def test_a_share_of_the_samples_is_asked_twice_and_the_others_as_ever(kind):
+    model = network(self_conditioning=True)
+    plain = run(kind(), model, count=COUNT)
+    shared = run(kind(self_conditioning=0.5), model, count=COUNT)
+    blind = copy.deepcopy(model)
+    blind.network.read_self.weight.data.zero_()
+    assert torch.allclose(run(kind(self_conditioning=0.5), blind, count=COUNT).sum, run(kind(), blind, count=COUNT).sum)
+    assert abs(plain.sum - shared.sum) > 1e-3
+    assert torch.autograd.grad(shared.sum, model.network.read_self.weight)[0].abs().sum() > 0
+
+
+def test_the_fixed_point_is_taught_to_the_first_pass_alone():
+    model = network(self_conditioning=True)
+    lone, taught = CrossEntropy(self_conditioning=1.0), CrossEntropy(self_conditioning=1.0, fixed_point=0.7)
+    gap = run(taught, model, count=COUNT).sum - run(lone, model, count=COUNT).sum
+    x, _ = lone.noised(model, TokenStates(TOKENS.repeat(4, 1)), Rng(1, torch.arange(COUNT), 0), 0)
+    first, second = model.logits(x.x_t, x.t, x.t), TwoPass(model).logits(x.x_t, x.t, x.t)
+    expected = (second.softmax(-1) * (second.log_softmax(-1) - first.log_softmax(-1))).sum()
+    assert torch.allclose(gap, 0.7 * expected) and expected > 0
+    of_second = torch.autograd.grad(gap, model.network.read_self.weight, allow_unused=True)[0]
+    assert of_second is None or of_second.abs().max() < 1e-9
+
+
+def test_fixed_points_without_second_passes_are_refused():
+    with pytest.raises(ValueError, match=r"fixed_point 1\.0"):
+        CrossEntropy(fixed_point=1.0)
