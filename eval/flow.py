@@ -39,9 +39,9 @@ class Sampling:
 
     steps: int = 1
     sampler: str = "pushforward"
-    self_conditioning: bool | None = None
     warp: Warp = field(default_factory=Warp)
     seed: int = 0
+    self_conditioning: bool | None = None
 
 
 def load_flow(run: str) -> FlowRun:

@@ -45,6 +45,8 @@ def probe(argv: list[str]) -> None:
         """flow language models: refinement steps, the draw of the tokens being the last"""
         sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
         """flow language models: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
+        self_conditioning: bool | None = None
+        """flow language models: two passes of the network a step, both counted; default: where it was trained so"""
 
     args = parse(Probe, argv, "leaplm probe")
     if not args.runs:

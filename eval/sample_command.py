@@ -66,7 +66,7 @@ def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
     else:
         prompts = held_out_prompts(run, args.num, min(args.prompt_tokens, room // 2), args.new)
     for steps, temperature in product(args.steps, args.temperatures):
-        how = Sampling(steps, args.sampler, Warp(temperature, args.top_p), args.seed)
+        how = Sampling(steps, args.sampler, Warp(temperature, args.top_p), args.seed, args.self_conditioning)
         rows += draw_flow(run, prompts, how, new=args.new, batch=args.batch)
     return rows
 

@@ -49,6 +49,8 @@ def sample(argv: list[str]) -> None:
         """images and flow language models: jumps from noise to image or text"""
         sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
         """images and flow language models: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
+        self_conditioning: bool | None = None
+        """flow language models: two passes of the network a step, both counted; default: where it was trained so"""
         guidance: float = 1.0
         """images: classifier-free guidance; 1 is none"""
         label: int | None = None

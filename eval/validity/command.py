@@ -64,7 +64,7 @@ def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
     if args.block is not None:
         raise ValueError(f"{name} writes whole windows: leave --block out, and set --steps")
     run, warp = load_flow(name), Warp(args.temperature, args.top_p)
-    how = [Sampling(steps, args.sampler, warp, args.seed) for steps in args.steps]
+    how = [Sampling(steps, args.sampler, warp, args.seed, args.self_conditioning) for steps in args.steps]
     return [probe_flow(run, suite, each, num=args.num, batch=args.batch) for each in how]
 
 
@@ -96,6 +96,7 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
     usual = {"temperature": 1.0, "top_p": 1.0, "block": None, "sampler": "pushforward", "steps": (1, 2, 4)}
+    usual["self_conditioning"] = None
     changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
     if "steps" in changed:
         changed["steps"] = ",".join(map(str, args.steps))

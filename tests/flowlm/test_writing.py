@@ -113,3 +113,10 @@ def test_all_windows_are_possible(model):
     """No token is ruled out by construction: the law covers V^N."""
     tokens = draws(model, 3000, warp=Warp(5.0)).tokens
     assert len({tuple(row) for row in tokens[:, :2].tolist()}) == len(list(itertools.product(range(V), repeat=2)))
+
+
+def test_two_passes_a_step_are_counted_and_read_the_first_passes_estimate():
+    told = build(self_conditioning=0.5)
+    one, two = (draws(told, steps=3, self_conditioning=flag) for flag in (False, True))
+    assert (one.nfe, two.nfe) == (3, 6) and not torch.equal(one.log_q, two.log_q)
+    assert told.two_pass(None) and not told.two_pass(False)

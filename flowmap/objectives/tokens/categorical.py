@@ -11,7 +11,7 @@ from typing import Any
 
 from flowmap.codebook import in_full
 from flowmap.objectives.base import derivative
-from flowmap.objectives.tokens.base import NoisedTokens, TokenObjective, kl
+from flowmap.objectives.tokens.base import NoisedTokens, TokenObjective
 from flowmap.path import expand
 
 
