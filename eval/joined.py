@@ -206,6 +206,6 @@ def _samples(rows: Sequence[dict[str, Any]]) -> list[Section]:
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
         for row in (r for r in rows if r["prompt"] == prompt):
             name = f"{_label(row)}, temperature {row['contract']['temperature']:g}"
-            shown.append(Sample(name, prompt, row["blocks"]))
-    text = f"Each shade is what one pass of the trunk wrote. {min(len(shown), MOST_SAMPLES)} of {len(rows)} samples."
+            shown.append(Sample(name, prompt, row["blocks"], row.get("drafts", ())))
+    text = f"Each shade is what one pass of the trunk wrote; where a text was refined, the slider goes through its drafts. {min(len(shown), MOST_SAMPLES)} of {len(rows)} samples."
     return [Section("Samples", text, samples=shown[:MOST_SAMPLES])]

@@ -14,11 +14,13 @@ MOST_ROWS = 5000
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and what followed, block by block: each block came from one trunk pass."""
+    """A prompt and what followed, block by block: each block came from one trunk pass. drafts: of a text that was refined,
+    as every pass of the network had it."""
 
     subject: str
     prompt: str
     blocks: Sequence[str]
+    drafts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
