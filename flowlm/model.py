@@ -45,7 +45,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
     def __init__(self, config: FlowLMConfig) -> None:
         super().__init__(config)
         codebook = make_codebook(config)
-        fields = {"positions": "rope", **(config.backbone or {})}
+        fields = {"positions": "rope", "read_bias": 1.0, **(config.backbone or {})}
         if config.path not in PATHS:
             raise ValueError(f"unknown path {config.path!r}: known are {', '.join(PATHS)}")
         backbone = Backbone(

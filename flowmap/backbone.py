@@ -22,7 +22,8 @@ class BackboneConfig:
     """state_size: of one state vector; output_size: default the same. max_positions: states at most, of the learned
     kinds; grid: (rows, columns) of the 2-D kinds. time_scale: 1000 tells close times apart, 1 is smooth in t, which
     objectives that differentiate in time need. embed: what the second embedder is given. use_s: False zeroes it (the
-    s-ablation). num_classes, vector_size, prefix_size: 0 for none; class num_classes is the label of "no label"."""
+    s-ablation). read_bias: deviation of the first layer's fresh biases: where they are 0, the norm of a state is lost to the
+    norms that follow until they are learned. num_classes, vector_size, prefix_size: 0 for none; class num_classes is the label of "no label"."""
 
     state_size: int
     width: int = 128
@@ -37,6 +38,7 @@ class BackboneConfig:
     time_scale: float = 1000.0
     embed: Literal["s", "t-s"] = "s"
     use_s: bool = True
+    read_bias: float = 0.0
     self_conditioning: bool = False
     num_classes: int = 0
     vector_size: int = 0
@@ -91,6 +93,8 @@ class Backbone(nn.Module):
         for zero in (self.write, self.modulate, *(block.modulate for block in self.blocks)):
             nn.init.zeros_(zero.weight)  # type: ignore[union-attr,arg-type]
         nn.init.xavier_uniform_(self.read.weight)
+        if c.read_bias:
+            nn.init.normal_(self.read.bias, std=c.read_bias)
 
     def forward(
         self,

@@ -219,3 +219,16 @@ def test_a_step_costs_what_an_encoder_of_torch_does():
             seconds[name].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(seconds["ours"][1:], seconds["torch"][1:], strict=True)]
     assert sorted(ratios)[2] < 1.5
+
+
+def test_fresh_biases_tell_states_of_different_norms_apart():
+    """Without them the norms of the first layer see a state's direction alone."""
+
+    def inside(read_bias):
+        torch.manual_seed(0)
+        net = Backbone(BackboneConfig(3, width=64, depth=1, heads=2, positions="none", read_bias=read_bias))
+        x = torch.randn(1, 2, 3)
+        return [net.blocks[0].norm(net.read(scale * x)) for scale in (1.0, 3.0)]
+
+    (one, three), (told, told_three) = inside(0.0), inside(1.0)
+    assert torch.allclose(one, three, atol=1e-3) and not torch.allclose(told, told_three, atol=0.1)

@@ -21,8 +21,10 @@ from flowmap.objectives.tokens import (
     MomentMatchingOnStates,
     ProgressiveKL,
     TokenStates,
+    TrajectoryKL,
     VariationalBound,
 )
+from flowmap.objectives.tokens.base import NoisedTokens
 from flowmap.path import LinearPath
 from flowmap.rng import Rng
 from flowmap.self_conditioning import TwoPass
@@ -111,6 +113,38 @@ def test_the_local_law_of_a_target_is_the_frozen_teachers(kind):
     own = objective.target(other, x, 0)
     objective.frozen = (SixHands(),)
     assert (objective.target(other, x, 0) - own).abs().max() > 0.01
+
+
+# Along the teacher's trajectories.
+
+
+@pytest.mark.parametrize("t, s", [(1.0, 0.0), (1.0, 0.3), (0.8, 0.2)])
+def test_the_mean_along_a_trajectory_nears_the_exact_maps_law_as_its_steps_grow(t, s):
+    oracle = SixHands()
+    tokens, x, at = fixed(oracle, 120, t)
+    to = torch.full_like(at, s)
+    wrong = []
+    for n in (2, 8, 32):
+        objective = TrajectoryKL(num_steps=n, t_min=1e-3)
+        found = objective.target(oracle, NoisedTokens(tokens, x, at, to, None, at), 0)
+        assert torch.allclose(found.sum(-1), torch.ones_like(found[..., 0])) and found.min() >= 0
+        wrong.append(float((found - oracle.probabilities(x, at, to)).abs().mean()))
+    assert wrong[0] > 2 * wrong[1] > 4 * wrong[2] and wrong[2] < 0.01
+
+
+def test_a_trajectory_asks_the_denoiser_alone():
+    """So that a few-step map that is wrong has no part in its own target."""
+    objective, oracle = TrajectoryKL(num_steps=4), SixHands()
+    wrong = SixHands((0.0, 3.0, 0.0, 0.0))  # off where t > s only
+    tokens, x, t = fixed(oracle, 12)
+    at = NoisedTokens(tokens, x, t, 0.2 * t, None, t)
+    assert torch.equal(objective.target(oracle, at, 0), objective.target(wrong, at, 0))
+    assert (ProgressiveKL().target(oracle, at, 0) - ProgressiveKL().target(wrong, at, 0)).abs().max() > 0.01
+
+
+def test_a_trajectory_of_no_step_is_refused():
+    with pytest.raises(ValueError, match="num_steps 0"):
+        TrajectoryKL(num_steps=0)
 
 
 # Categorical flow maps.

@@ -8,6 +8,7 @@ from flowmap.objectives.tokens.esd import EulerianKL
 from flowmap.objectives.tokens.kl_psd import ProgressiveKL
 from flowmap.objectives.tokens.lsd import LagrangianKL
 from flowmap.objectives.tokens.on_states import EnergyOnStates, MomentMatchingOnStates
+from flowmap.objectives.tokens.trajectory import TrajectoryKL
 from flowmap.objectives.tokens.vlb import VariationalBound
 
 TOKEN_OBJECTIVES: dict[str, type[Objective]] = {
@@ -15,6 +16,7 @@ TOKEN_OBJECTIVES: dict[str, type[Objective]] = {
     "endpoint": Endpoint,
     "vlb": VariationalBound,
     "kl-psd": ProgressiveKL,
+    "trajectory": TrajectoryKL,
     "esd": EulerianKL,
     "lsd": LagrangianKL,
     "categorical": CategoricalFlowMap,

@@ -12,17 +12,25 @@ from flowmap.objectives.tokens.base import NoisedTokens, TokenObjective
 from flowmap.path import expand
 
 
-class ProgressiveKL(TokenObjective):
-    """boundary: probability of (t, s) = (1, 0), off the diagonal. gamma: u = s + γ(t−s), γ ~ U(0, 1) unless fixed."""
+class WholeJumps(TokenObjective):
+    """boundary: probability of (t, s) = (1, 0), off the diagonal."""
 
-    def __init__(self, *args, boundary: float = 1 / 32, gamma: float | None = None, **more) -> None:
+    def __init__(self, *args, boundary: float = 1 / 32, **more) -> None:
         super().__init__(*args, **more)
-        self.boundary, self.gamma = boundary, gamma
+        self.boundary = boundary
 
     def pair(self, rng, count, step):
         t, s = super().pair(rng, count, step)
         whole = rng.uniform("boundary", count) < self.boundary
         return torch.where(whole, 1.0, t), torch.where(whole, 0.0, s)
+
+
+class ProgressiveKL(WholeJumps):
+    """gamma: u = s + γ(t−s), γ ~ U(0, 1) unless fixed."""
+
+    def __init__(self, *args, gamma: float | None = None, **more) -> None:
+        super().__init__(*args, **more)
+        self.gamma = gamma
 
     def target(self, teacher, x: NoisedTokens, step):
         gamma = x.u if self.gamma is None else self.gamma
