@@ -1,6 +1,7 @@
 """Joint decoding behind transformers' own `generate`: its configuration, processors, criteria and streamers.
 
     model.generate(ids, max_new_tokens=64, do_sample=True, verify="block")              a model with its head
+    model.generate(ids, max_new_tokens=64, threshold=0.5)                               blocks as long as is likely to stand
     trunk.generate(ids, custom_generate=joint_generate, joint=model, verify="block")    the trunk, lent a head
 
 With verify one of `speculative.VERIFY` the text follows the trunk's law under the processors given; "none" is direct
@@ -8,6 +9,7 @@ decoding, which takes temperature, top-k and top-p alone. What is not done here 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from flowmap.warp import Warp
+from mtp.decoding.confidence import Confidence, load_confidence
 from mtp.decoding.direct import Decoded, decode
 from mtp.decoding.speculative import decode_verified
 
@@ -40,10 +43,14 @@ def joint_generate(
     joint: Any = None,
     verify: str = "token",
     block_size: int | None = None,
+    threshold: float = 0.0,
+    confidence: Confidence | None = None,
     stream: Any = None,
     **inputs: Any,
 ) -> JointOutput | Tensor:
     """What `generate(custom_generate=…)` calls. joint: a model with a head on this trunk, default `model` itself.
+    threshold: a draft ends where the chance that it stands falls below this, by confidence, default what `leaplm accept
+    --calibrate` left beside the weights for the temperature and top-p asked for.
     stream: a streamer (generate keeps one named `streamer` to itself). Seeded by torch's own generator."""
     joint, config = joint or model, generation_config
     check_asked(config)
@@ -60,7 +67,9 @@ def joint_generate(
         "stop_tokens": tuple(stops), "pad_token": int(pad), "listen": listener if listener.needed else None,
     }  # fmt: skip
     out: Decoded
-    if verify == "none":
+    if threshold:
+        options |= {"threshold": threshold, "confidence": confidence or load_confidence(Path(joint.name_or_path), warp)}
+    if verify == "none" and not threshold:
         out = decode(joint, input_ids, inputs.get("attention_mask"), **options)
     else:
         out = decode_verified(joint, input_ids, inputs.get("attention_mask"), verify=verify, process=process, **options)

@@ -14,6 +14,8 @@ from transformers.generation.streamers import BaseStreamer
 from flowmap.warp import Warp
 from mtp import MTPForCausalLM, joint_generate
 from mtp.decoding.direct import decode, pad_left
+from mtp.decoding.speculative import decode_verified
+from tests.mtp.test_confidence import confidence
 
 PROMPTS = [[3, 7, 1], [5], [2, 9, 4, 4, 8]]
 
@@ -182,3 +184,24 @@ def test_a_model_without_a_head_generates_as_its_trunk(trunk):
     trunk.generation_config.eos_token_id, trunk.generation_config.pad_token_id = None, 0
     model = MTPForCausalLM.from_trunk(trunk).eval()
     assert torch.equal(model.generate(**batch(), do_sample=False), trunk.generate(**batch(), do_sample=False))
+
+
+@pytest.mark.parametrize("verify", ["none", "block"])
+def test_drafts_end_where_they_are_not_likely_to_stand_by_what_lies_beside_the_weights(model, tmp_path, verify):
+    one = confidence(2, warp=Warp(0.0))
+    how = {**batch(), "do_sample": False, "verify": verify, "return_dict_in_generate": True}
+    with pytest.raises(ValueError, match="no acceptance estimate"):
+        model.generate(**how, threshold=0.45)
+    model.save_pretrained(tmp_path)
+    one.save(tmp_path)
+    again = MTPForCausalLM.from_pretrained(tmp_path).eval()
+    found, given = again.generate(**how, threshold=0.45), model.generate(**how, threshold=0.45, confidence=one)
+    assert torch.equal(found.sequences, given.sequences)
+    ids, mask = pad_left(PROMPTS, 0)
+    options = {"max_new_tokens": 9, "warp": Warp(0.0), "verify": verify, "threshold": 0.45, "confidence": one}
+    assert torch.equal(given.sequences[:, ids.shape[1] :], decode_verified(model, ids, mask, **options).tokens)
+    whole = model.generate(**how)
+    if verify == "block":  # greedy is the trunk's own, however long the drafts
+        assert torch.equal(given.sequences, whole.sequences)
+    else:
+        assert given.tokens_per_forward < whole.tokens_per_forward

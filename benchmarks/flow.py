@@ -1,0 +1,147 @@
+"""Flow language models on suites, one backbone and one budget: validity and total variation by calls of the network.
+
+    python -m benchmarks.flow                              every cell that is not there yet, then the table and the plot
+    python -m benchmarks.flow --on poker --presets flow-poker --seeds 0 --set training.steps=500
+
+A cell trains (or finds) RUNS/ON/PRESET-SEED, then draws --num answers at 1, 2, 4, 8 and 16 calls a sample: by pushforward, which
+tells the network where each jump lands, and by Euler's method on the same network; models that are no flows by their own sampler.
+`cpu` is the training's CPU time in seconds. Cells and the plot lie in benchmarks/results/flow/.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import cell, cell_name, settings
+from eval.flow import Sampling, load_flow
+from eval.records import record, seeds_mean
+from eval.validity.flow_probe import probe_flow
+from eval.validity.suites import load_suite
+from training.config import load_preset, override, to_dict
+from training.loop import train
+from training.tasks import build
+
+RESULTS = Path(__file__).parent / "results" / "flow"
+PLAN = {"poker": ("flow-poker",)}
+"""Presets of each suite."""
+CALLS = (1, 2, 4, 8, 16)
+NUM = 20_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--on", nargs="+", default=PLAN, help="suites")
+    parser.add_argument("--presets", nargs="+", help="default: those the plan has for each suite")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--num", type=int, default=NUM, help="samples a number of calls")
+    parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
+    parser.add_argument("--kept", action="store_true", help="what is there; trains nothing")
+    args = parser.parse_args()
+    command, variant = ["python", "-m", "benchmarks.flow", *sys.argv[1:]], settings(args.set)
+    found = []
+    for on in args.on:
+        for preset, seed in product(args.presets or PLAN.get(on, ()), args.seeds):
+            made = flow_cell(on, preset, seed, args.num, args.runs, command, variant, args.kept)
+            found += made
+            if made:
+                print(f"{on} {preset} seed {seed}", flush=True)
+    if found:
+        print_table(found)
+        plot(found, RESULTS / ("-".join(["validity", *args.set]).replace("/", "-") + ".svg"))
+
+
+def flow_cell(
+    on: str, preset: str, seed: int, num: int, runs: Path, command: list[str], variant: dict[str, Any], kept: bool
+) -> list[dict[str, Any]]:
+    words = {"data__suite": on, "tokenizer__kind": "words", "seed": seed}
+    config, suite = override(load_preset(preset), **words, **variant), load_suite(on)
+    name = cell_name(preset, seed, variant)
+
+    def measure() -> list[dict[str, Any]]:
+        folder, before = runs / on / name, time.process_time()
+        train(config, folder, build)
+        spent = time.process_time() - before
+        run = load_flow(str(folder))
+        common = {"on": on, "subject": name_of(preset, variant), "train_seed": seed}
+        records = [record("training_time", spent, unit="s", kind="exact", **common)]
+        samplers = ("pushforward", "euler") if run.model.config.model_type == "leaplm-flow" else ("pushforward",)
+        for sampler, calls in product(samplers, CALLS):
+            passes = 2 if run.model.two_pass(None) else 1
+            if calls < passes:
+                continue
+            made = probe_flow(run, suite, Sampling(calls // passes, sampler, seed=seed), num=num).records
+            own = [r for r in made if r["metric"] in ("validity", "total_variation") and "stratum" not in r]
+            records += [r | common for r in own if r["subject"] == run.subject]
+        return records
+
+    return cell(
+        RESULTS / f"{on}-{name}.json",
+        {**to_dict(config), "law": suite.fingerprint, "num": num, "calls": list(CALLS)},
+        command,
+        measure,
+        kept,
+    )
+
+
+def name_of(preset: str, variant: dict[str, Any]) -> str:
+    return ", ".join([preset, *(f"{key.split('__')[-1]} {value}" for key, value in variant.items())])
+
+
+def print_table(records: Sequence[dict[str, Any]]) -> None:
+    """Means over seeds ± standard error; validity, then total variation."""
+    print("| suite | model | sampler | CPU s | metric | " + " | ".join(f"nfe {n}" for n in CALLS) + " |")
+    print("|---" * (5 + len(CALLS)) + "|")
+    for on, subject, sampler, metric in rows_of(records):
+        means = curve(records, on, subject, sampler, metric)
+        told = [f"{m['value']:.4f} ± {m.get('stderr', 0.0):.4f}" if (m := means.get(n)) else "" for n in CALLS]
+        spent = seeds_mean(
+            [r for r in records if (r["on"], r["subject"], r["metric"]) == (on, subject, "training_time")]
+        )
+        print(f"| {on} | {subject} | {sampler} | {spent['value']:.0f} | {metric} | " + " | ".join(told) + " |")
+
+
+def rows_of(records: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    measured = [r for r in records if r["metric"] != "training_time"]
+    return list(dict.fromkeys((r["on"], r["subject"], r["contract"]["sampler"], r["metric"]) for r in measured))
+
+
+def curve(
+    records: Sequence[dict[str, Any]], on: str, subject: str, sampler: str, metric: str
+) -> dict[int, dict[str, Any]]:
+    """By calls of the network."""
+    chosen = [r for r in records if (r["on"], r["subject"], r["metric"]) == (on, subject, metric)]
+    chosen = [r for r in chosen if r["contract"]["sampler"] == sampler]
+    calls = sorted({r["contract"]["nfe"] for r in chosen})
+    return {n: seeds_mean([r for r in chosen if r["contract"]["nfe"] == n]) for n in calls}
+
+
+def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    suites = list(dict.fromkeys(r["on"] for r in records))
+    figure, axes = pyplot.subplots(
+        1, len(suites), figsize=(4.6 * len(suites), 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, on in zip(axes[0], suites, strict=True):
+        for suite, subject, sampler, metric in rows_of(records):
+            if (suite, metric) == (on, "validity"):
+                means = curve(records, on, subject, sampler, metric)
+                errors = [2 * m.get("stderr", 0.0) for m in means.values()]
+                axis.errorbar(list(means), [m["value"] for m in means.values()], errors, label=f"{subject}, {sampler}", marker="o")  # fmt: skip
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="calls of the network", title=f"validity: {on}")
+        axis.legend(fontsize=7)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    main()
