@@ -68,8 +68,9 @@ class DataConfig:
 class TokenizerConfig:
     """How text becomes tokens."""
 
-    kind: Literal["bpe", "words", "pretrained"] = "bpe"
-    """bpe: byte-level, trained on the corpus; words: one token per word; pretrained: by name or path"""
+    kind: Literal["bpe", "characters", "words", "pretrained"] = "bpe"
+    """bpe: byte-level, trained on the corpus; characters: a–z and space, all else folded into it; words: one token per
+    word; pretrained: by name or path"""
     vocab_size: Count = 2048
     """of a BPE trained here"""
     name: str | None = None
