@@ -1,4 +1,4 @@
-"""A flow language model's run, and many prompts written with it in batches."""
+"""The run of a flow language model or of a baseline of its kind, and many prompts written with it in batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.loading import run_facts
-from flowlm.model import FlowLM
+import flowlm
+from eval.loading import model_type, run_facts
+from flowlm import MODEL_TYPES
 from flowlm.token_map import Known
-from flowlm.writing import write
 from flowmap.rng import Rng
 from flowmap.warp import Warp
 from training.data.tokenizer import load_tokenizer
@@ -20,10 +20,10 @@ from training.run_dir import model_folder
 
 @dataclass(frozen=True)
 class FlowRun:
-    """As `loading.LoadedRun`. subject: the preset's name."""
+    """As `loading.LoadedRun`. model: one of flowlm.MODEL_TYPES. subject: the preset's name."""
 
     name: str
-    model: FlowLM
+    model: Any
     tokenizer: Any
     subject: str
     train_seed: int | None
@@ -42,15 +42,28 @@ class Sampling:
     seed: int = 0
 
 
+def samplings(
+    run: FlowRun, steps: Sequence[int], sampler: str | None = None, warp: Warp | None = None, seed: int = 0
+) -> list[Sampling]:
+    """One for each number of steps that the model can take. sampler: default its own first."""
+    samplers = run.model.generation_config_class.samplers
+    sampler = sampler or samplers[0]
+    if sampler not in samplers:
+        raise ValueError(f"--sampler {sampler}: {run.name} knows {', '.join(samplers)}")
+    return [Sampling(n, sampler, warp or Warp(), seed) for n in run.model.grids(steps)]
+
+
 def load_flow(run: str) -> FlowRun:
     quiet_libraries()
-    folder = str(model_folder(run))
+    folder, kind = str(model_folder(run)), model_type(run) or ""
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"{run} holds a {kind} model: known are {', '.join(MODEL_TYPES)}")
     try:
-        model = FlowLM.from_pretrained(folder, dtype=torch.float32)
+        model: Any = getattr(flowlm, MODEL_TYPES[kind]).from_pretrained(folder, dtype=torch.float32)
     except Exception as error:  # a broken file fails in as many ways as there are formats
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{run} did not load: {first_line}") from error
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     config, threads = run_facts(run)
     if threads:
         torch.set_num_threads(threads)
@@ -83,10 +96,9 @@ def write_all(
         known = _window(starts[part], length, device)
         rng = Rng(how.seed, torch.arange(part.start, part.stop, device=device))
         heard: list[Tensor] = []
-        out = write(
-            run.model.map, run.model.blank_states(known.tokens), rng, known=known, steps=how.steps, sampler=how.sampler,
-            warp=how.warp, watch=heard.append if drafts else None,
-        )  # fmt: skip
+        out = run.model.write(
+            known, rng, steps=how.steps, sampler=how.sampler, warp=how.warp, watch=heard.append if drafts else None
+        )
         yield Rows(part, _behind(starts[part], out.tokens), [_behind(starts[part], d) for d in heard], out.nfe)
 
 

@@ -8,9 +8,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
 from flowlm.token_map import Known, TokenMap
+from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.codebook import Bits, Codebook, Embedding, OneHot
 from flowmap.path import PATHS
+from flowmap.rng import Rng
 
 
 class FlowLMConfig(PreTrainedConfig):
@@ -61,6 +63,10 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, known: Known | None = None) -> Tensor:
         """Logits of p_{t→s}(x_t), (batch, length, vocab_size)."""
         return self.map.logits(x_t, t, s, known)
+
+    def write(self, known: Known, rng: Rng, *, end: int | None = None, **how: Any) -> Written:
+        """how: of `writing.write`. A window is written as a whole, whatever its end."""
+        return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""

@@ -183,10 +183,11 @@ class FlowConfig:
     name: str = "flow"
     """what records call it, the preset's name"""
     objective: str = "kl-psd"
-    """cross-entropy, vlb: the denoiser alone; kl-psd, esd, lsd: the few-step map too"""
+    """cross-entropy, vlb: the denoiser alone; kl-psd, esd, lsd: the few-step map too; the baselines autoregressive and
+    masked (diffusion), which have tokens for states"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
     """the objective's own: diagonal, boundary, power, t_min, teacher_decay, times (uniform, logit-normal, decode-error or
-    decode-error-mixed), …"""
+    decode-error-mixed); of masked: blanks (time, count), time_conditioning; …"""
     codebook: Literal["one-hot", "embedding", "bits"] = "one-hot"
     """what a token's state is"""
     state_size: Count = 32
