@@ -4,7 +4,8 @@
     python -m benchmarks.flow --on poker --presets flow-poker --seeds 0 --set training.steps=500
 
 A cell trains (or finds) RUNS/ON/PRESET-SEED, then draws --num answers at 1, 2, 4, 8 and 16 calls a sample: by pushforward, which
-tells the network where each jump lands, and by Euler's method on the same network; models that are no flows by their own sampler.
+tells the network where each jump lands, and by Euler's method on the same network; masked diffusion by its two samplers, an
+autoregressive model a token a call.
 `cpu` is the training's CPU time in seconds. Cells and the plot lie in benchmarks/results/flow/.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
-from eval.flow import Sampling, load_flow
+from eval.flow import load_flow, samplings
 from eval.records import record, seeds_mean
 from eval.validity.flow_probe import probe_flow
 from eval.validity.suites import load_suite
@@ -26,9 +27,10 @@ from training.loop import train
 from training.tasks import build
 
 RESULTS = Path(__file__).parent / "results" / "flow"
-PLAN = {"poker": ("flow-poker",)}
+PLAN = {"poker": ("flow-poker", "flow-mdlm")}
 """Presets of each suite."""
 CALLS = (1, 2, 4, 8, 16)
+SAMPLERS = ("pushforward", "euler", "ancestral", "even", "causal")
 NUM = 20_000
 
 
@@ -69,14 +71,13 @@ def flow_cell(
         run = load_flow(str(folder))
         common = {"on": on, "subject": name_of(preset, variant), "train_seed": seed}
         records = [record("training_time", spent, unit="s", kind="exact", **common)]
-        samplers = ("pushforward", "euler") if run.model.config.model_type == "leaplm-flow" else ("pushforward",)
-        for sampler, calls in product(samplers, CALLS):
-            passes = 2 if run.model.two_pass(None) else 1
-            if calls < passes:
-                continue
-            made = probe_flow(run, suite, Sampling(calls // passes, sampler, seed=seed), num=num).records
-            own = [r for r in made if r["metric"] in ("validity", "total_variation") and "stratum" not in r]
-            records += [r | common for r in own if r["subject"] == run.subject]
+        passes = 2 if getattr(run.model.config, "self_conditioning", 0) else 1
+        for sampler in (s for s in SAMPLERS if s in run.model.generation_config_class.samplers):
+            steps = run.model.grids([calls // passes for calls in CALLS if calls >= passes])
+            for how in samplings(run, steps, sampler, seed=seed):
+                made = probe_flow(run, suite, how, num=num).records
+                own = [r for r in made if r["metric"] in ("validity", "total_variation") and "stratum" not in r]
+                records += [r | common for r in own if r["subject"] == run.subject]
         return records
 
     return cell(

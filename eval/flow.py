@@ -1,4 +1,4 @@
-"""A flow language model's run, and many prompts written with it in batches."""
+"""The run of a flow language model or of a baseline of its kind, and many prompts written with it in batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.loading import run_facts
-from flowlm.model import FlowLM
+import flowlm
+from eval.loading import model_type, run_facts
+from flowlm import MODEL_TYPES
 from flowlm.token_map import Known
-from flowlm.writing import write
 from flowmap.rng import Rng
 from flowmap.warp import Warp
 from training.data.tokenizer import load_tokenizer
@@ -20,10 +20,10 @@ from training.run_dir import model_folder
 
 @dataclass(frozen=True)
 class FlowRun:
-    """As `loading.LoadedRun`. subject: the preset's name."""
+    """As `loading.LoadedRun`. model: one of flowlm.MODEL_TYPES. subject: the preset's name."""
 
     name: str
-    model: FlowLM
+    model: Any
     tokenizer: Any
     subject: str
     train_seed: int | None
@@ -34,25 +34,46 @@ class FlowRun:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a text is refined. steps: the draw of the tokens is the last. self_conditioning: two passes a step; None: where the
-    model was trained so."""
+    """How a text is refined. steps: the draw of the tokens is the last. options: of the model's own `write`, such as
+    self_conditioning; what is None is left to the model."""
 
     steps: int = 1
     sampler: str = "pushforward"
     warp: Warp = field(default_factory=Warp)
     seed: int = 0
-    self_conditioning: bool | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def samplings(
+    run: FlowRun,
+    steps: Sequence[int],
+    sampler: str | None = None,
+    warp: Warp | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> list[Sampling]:
+    """One for each number of steps that the model can take. sampler: default its own first."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if unknown := sorted(set(options) - set(run.model.generation_config_class.extras)):
+        raise ValueError(f"--{unknown[0].replace('_', '-')}: {run.name} has no such option, leave it out")
+    samplers = run.model.generation_config_class.samplers
+    sampler = sampler or samplers[0]
+    if sampler not in samplers:
+        raise ValueError(f"--sampler {sampler}: {run.name} knows {', '.join(samplers)}")
+    return [Sampling(n, sampler, warp or Warp(), seed, options) for n in run.model.grids(steps)]
 
 
 def load_flow(run: str) -> FlowRun:
     quiet_libraries()
-    folder = str(model_folder(run))
+    folder, kind = str(model_folder(run)), model_type(run) or ""
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"{run} holds a {kind} model: known are {', '.join(MODEL_TYPES)}")
     try:
-        model = FlowLM.from_pretrained(folder, dtype=torch.float32)
+        model: Any = getattr(flowlm, MODEL_TYPES[kind]).from_pretrained(folder, dtype=torch.float32)
     except Exception as error:  # a broken file fails in as many ways as there are formats
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{run} did not load: {first_line}") from error
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     config, threads = run_facts(run)
     if threads:
         torch.set_num_threads(threads)
@@ -85,9 +106,9 @@ def write_all(
         known = _window(starts[part], length, device)
         rng = Rng(how.seed, torch.arange(part.start, part.stop, device=device))
         heard: list[Tensor] = []
-        out = write(
-            run.model.map, run.model.blank_states(known.tokens), rng, known=known, steps=how.steps, sampler=how.sampler,
-            warp=how.warp, self_conditioning=run.model.two_pass(how.self_conditioning), watch=heard.append if drafts else None,
+        out = run.model.write(
+            known, rng, steps=how.steps, sampler=how.sampler, warp=how.warp, watch=heard.append if drafts else None,
+            **how.options,
         )  # fmt: skip
         yield Rows(part, _behind(starts[part], out.tokens), [_behind(starts[part], d) for d in heard], out.nfe)
 

@@ -17,7 +17,7 @@ def draw_flow(
     samples = []
     for rows in write_all(run, starts, how, batch, drafts=True):
         contract = {
-            "steps": how.steps, "nfe": rows.nfe, "sampler": how.sampler, "self_conditioning": run.model.two_pass(how.self_conditioning), "temperature": how.warp.temperature, "top_p": how.warp.top_p,
+            "steps": how.steps, "nfe": rows.nfe, "sampler": how.sampler, **how.options, "temperature": how.warp.temperature, "top_p": how.warp.top_p,
             "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema, "new": new,
         }  # fmt: skip
         for i, (prompt, real) in enumerate(prompts[rows.which]):

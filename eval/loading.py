@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from flowlm import MODEL_TYPES
 from mtp.heads.base import JointHead
 from mtp.model import MTPForCausalLM
 from training.config import read_yaml
@@ -49,7 +50,7 @@ def load_run(run: str) -> LoadedRun:
     from transformers import AutoModelForCausalLM
 
     quiet_libraries()
-    if model_type(run) == "leaplm-flow":
+    if model_type(run) in MODEL_TYPES:
         raise ValueError(f"{run} is a flow language model, which has no trunk: leaplm probe and sample read it")
     try:
         folder = str(model_folder(run))

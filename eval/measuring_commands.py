@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from training.cli import numbers, parse
+from training.cli import Sampler, numbers, parse
 
 HEADS = ("independent", "first-order-chain", "recurrent-chain", "block-chain")
 """On reference trunks, where nothing else is asked for."""
@@ -43,8 +43,9 @@ def probe(argv: list[str]) -> None:
         """of the draws"""
         steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4)
         """flow language models: refinement steps, the draw of the tokens being the last"""
-        sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
-        """flow language models: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
+        sampler: Sampler | None = None
+        """flow language models: pushforward (default) tells the network where each jump lands; euler, heun, ddim and ddpm do
+        not. Masked diffusion: ancestral (default), or even shares of the blanks a step"""
         self_conditioning: bool | None = None
         """flow language models: two passes of the network a step, both counted; default: where it was trained so"""
 

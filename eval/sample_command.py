@@ -1,16 +1,16 @@
 """`leaplm sample` and `leaplm quality`: text that a run writes, and what it is worth without a verifier."""
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from eval.flow import Sampling, load_flow
+from eval.flow import load_flow, samplings
 from eval.flow_samples import draw_flow
 from eval.loading import load_run, model_type
 from eval.quality import quality
 from eval.records import write_records
 from eval.samples import draw, held_out_prompts, read_samples, write_samples
 from eval.tables import print_row
+from flowlm import MODEL_TYPES
 from flowmap.warp import Warp
 
 
@@ -24,7 +24,7 @@ def sample(args: Any, command: list[str]) -> None:
         return sample_images(args, command)
     rows = []
     for name in args.runs:
-        if model_type(name) == "leaplm-flow":
+        if model_type(name) in MODEL_TYPES:
             rows += _flow_samples(name, args)
             continue
         run = load_run(name)
@@ -65,9 +65,10 @@ def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
         prompts = [(args.prompt, "")] * args.num
     else:
         prompts = held_out_prompts(run, args.num, min(args.prompt_tokens, room // 2), args.new)
-    for steps, temperature in product(args.steps, args.temperatures):
-        how = Sampling(steps, args.sampler, Warp(temperature, args.top_p), args.seed, args.self_conditioning)
-        rows += draw_flow(run, prompts, how, new=args.new, batch=args.batch)
+    for temperature in args.temperatures:
+        warp, options = Warp(temperature, args.top_p), {"self_conditioning": args.self_conditioning}
+        for how in samplings(run, args.steps, args.sampler, warp, args.seed, **options):
+            rows += draw_flow(run, prompts, how, new=args.new, batch=args.batch)
     return rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from training.cli import numbers, parse
+from training.cli import Sampler, numbers, parse
 
 
 def sample(argv: list[str]) -> None:
@@ -47,8 +47,9 @@ def sample(argv: list[str]) -> None:
         """of the draws: one prompt, seed and temperature always give the same text"""
         steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4, 8)
         """images and flow language models: jumps from noise to image or text"""
-        sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
-        """images and flow language models: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
+        sampler: Sampler | None = None
+        """images and flow language models: pushforward (default) tells the network where each jump lands; euler, heun, ddim
+        and ddpm do not. Masked diffusion: ancestral (default), or even shares of the blanks a step"""
         self_conditioning: bool | None = None
         """flow language models: two passes of the network a step, both counted; default: where it was trained so"""
         guidance: float = 1.0

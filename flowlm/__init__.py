@@ -10,13 +10,22 @@ Names load on first use, so that `import flowlm` stays light.
 from importlib import import_module
 
 _HOMES = {
+    "AutoregressiveLM": "flowlm.discrete.model",
     "FlowGenerationConfig": "flowlm.generation",
     "FlowLM": "flowlm.model",
     "FlowLMConfig": "flowlm.model",
     "Known": "flowlm.token_map",
+    "MaskedDiffusionLM": "flowlm.discrete.model",
     "TokenMap": "flowlm.token_map",
 }
 __all__ = list(_HOMES)
+
+MODEL_TYPES = {
+    "leaplm-autoregressive": "AutoregressiveLM",
+    "leaplm-flow": "FlowLM",
+    "leaplm-masked-diffusion": "MaskedDiffusionLM",
+}
+"""What config.json calls each model of windows."""
 
 
 def __getattr__(name: str) -> object:

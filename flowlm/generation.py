@@ -10,8 +10,9 @@ own generator; `writing.write` takes addressed noise.
 
 import contextlib
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
 from flowlm.token_map import Known
-from flowlm.writing import write
+from flowlm.writing import Written
 from flowmap.rng import Rng
 from flowmap.samplers import SAMPLERS
 from flowmap.warp import Warp
@@ -32,23 +33,31 @@ NOT_DONE = {
 
 
 class FlowGenerationConfig(GenerationConfig):
-    """num_steps: refinement steps, the draw of the tokens being the last. sampler: one of flowmap.samplers. do_sample,
+    """num_steps: refinement steps, the draw of the tokens being the last. sampler: one of `samplers`, default the first. do_sample,
     temperature, top_k, top_p: of that last softmax; without do_sample its likeliest tokens. max_new_tokens: of the window
     behind the last known token, default all of it. self_conditioning: two passes of the network a step, for models that were
     trained so; None: as the model was."""
 
+    samplers: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
+    extras: ClassVar[tuple[str, ...]] = ("self_conditioning",)
+    """Options that only some models have: given on to `write` where they are not None."""
+
     def __init__(self, **kwargs: Any) -> None:
         self.num_steps: int = kwargs.pop("num_steps", 1)
-        self.sampler: str = kwargs.pop("sampler", "pushforward")
+        self.sampler: str = kwargs.pop("sampler", self.samplers[0])
         self.self_conditioning: bool | None = kwargs.pop("self_conditioning", None)
         super().__init__(**kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         if not isinstance(self.num_steps, int) or self.num_steps < 1:
             raise ValueError(f"num_steps {self.num_steps!r}: a text takes a whole number of steps, 1 at least")
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(SAMPLERS)}")
+        if self.sampler not in self.samplers:
+            raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(self.samplers)}")
         super().validate(*args, **kwargs)
+        if foreign := sorted(
+            n for n in FlowGenerationConfig.extras if getattr(self, n) is not None and n not in self.extras
+        ):
+            raise ValueError(f"{foreign[0]} is no option of this model: leave it out")
         for name, neutral in NOT_DONE.items():
             if getattr(self, name, None) not in (None, neutral):
                 raise ValueError(f"windows from noise have no {name}: leave it out")
@@ -57,6 +66,10 @@ class FlowGenerationConfig(GenerationConfig):
     def from_model_config(cls, model_config: Any) -> "FlowGenerationConfig":
         names = "bos_token_id", "eos_token_id", "pad_token_id"
         return cls(**{name: getattr(model_config, name, None) for name in names})
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        return {name: value for name in self.extras if (value := getattr(self, name)) is not None}
 
     @property
     def warp(self) -> Warp:
@@ -77,11 +90,17 @@ class FlowOutput(ModelOutput):
 
 
 class FlowGenerationMixin:
-    """What FlowLM adds to a PreTrainedModel to write."""
+    """What a model of windows adds to a PreTrainedModel to write. Its own is `write`."""
 
     config: Any
-    map: Any
     generation_config: Any
+    generation_config_class: Any
+    write: Callable[..., Written]
+    """(known, rng, *, steps, sampler, warp, watch, end): as `writing.write`; end: places from there on are not wanted."""
+
+    def grids(self, steps: Sequence[int]) -> tuple[int, ...]:
+        """Which of these numbers of steps it can take."""
+        return tuple(steps)
 
     @torch.no_grad()
     def generate(
@@ -99,8 +118,8 @@ class FlowGenerationMixin:
         stand where it is True; None: nothing is. Of each row num_return_sequences are written. kwargs: fields of the
         configuration. attention_mask: what tokenizers give along, of prompts of one length."""
         config: Any = copy.deepcopy(generation_config or self.generation_config)
-        if not isinstance(config, FlowGenerationConfig):
-            config = FlowGenerationConfig.from_dict(config.to_dict())
+        if not isinstance(config, self.generation_config_class):
+            config = self.generation_config_class.from_dict(config.to_dict())
         if attention_mask is not None and not attention_mask.all():
             raise ValueError(
                 "prompts of different lengths: put them into whole windows and say with known where they stand"
@@ -120,11 +139,9 @@ class FlowGenerationMixin:
                 f"max_new_tokens {config.max_new_tokens} behind {last} known: windows have {self.config.length} tokens"
             )
         rows = torch.arange(len(given.tokens), device=given.tokens.device)
-        out = write(
-            self.map, self.blank_states(given.tokens), Rng(int(torch.randint(2**31, ())), rows), known=given,  # type: ignore[attr-defined]
-            steps=config.num_steps, sampler=config.sampler, warp=config.warp,
-            self_conditioning=self.two_pass(config.self_conditioning),  # type: ignore[attr-defined]
-            watch=None if drafts is None else lambda tokens: drafts(value=tokens.cpu()),
+        out = self.write(
+            given, Rng(int(torch.randint(2**31, ())), rows), steps=config.num_steps, sampler=config.sampler, warp=config.warp,
+            watch=None if drafts is None else lambda tokens: drafts(value=tokens.cpu()), end=end, **config.own_options,
         )  # fmt: skip
         sequences, kept = self.cut(out.tokens[:, :end], place[:end] >= behind[:, None], config)
         if streamer is not None:
@@ -135,7 +152,7 @@ class FlowGenerationMixin:
         if not config.return_dict_in_generate:
             return sequences
         new = (kept & ~given.at[:, :end]).sum(1).float().mean()
-        return FlowOutput(sequences=sequences, tokens_per_forward=float(new) / out.nfe, nfe=out.nfe)
+        return FlowOutput(sequences=sequences, tokens_per_forward=float(new) / max(out.nfe, 1), nfe=out.nfe)
 
     def canvas(self, ids: Tensor | None, known: Tensor | None, rows: int) -> Known:
         """The window with what is known in it, so many times each row."""
@@ -171,8 +188,8 @@ class FlowGenerationMixin:
     def adjust_generation_fn(self, config: Any, from_auto: Any, from_pipeline: Any, path: Any, **where: Any) -> None:
         """What from_pretrained asks for: the configuration that was saved beside the weights, if one was."""
         if config is not None:
-            self.generation_config = FlowGenerationConfig.from_dict(config.to_dict())
+            self.generation_config = self.generation_config_class.from_dict(config.to_dict())
             return
         where.pop("trust_remote_code", None)
         with contextlib.suppress(OSError):
-            self.generation_config = FlowGenerationConfig.from_pretrained(path, **where)
+            self.generation_config = self.generation_config_class.from_pretrained(path, **where)

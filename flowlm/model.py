@@ -8,9 +8,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
 from flowlm.token_map import Known, TokenMap
+from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.codebook import Bits, Codebook, Embedding, OneHot
 from flowmap.path import PATHS
+from flowmap.rng import Rng
 
 
 class FlowLMConfig(PreTrainedConfig):
@@ -70,9 +72,14 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         """Logits of p_{t→s}(x_t), (batch, length, vocab_size). self_cond: an estimate of the clean codes, like x_t."""
         return self.map.logits(x_t, t, s, known, self_cond)
 
-    def two_pass(self, wanted: bool | None) -> bool:
-        """Whether a step is to take two passes; None: if the model was trained so."""
-        return self.config.self_conditioning > 0 if wanted is None else wanted
+    def write(
+        self, known: Known, rng: Rng, *, end: int | None = None, self_conditioning: bool | None = None, **how: Any
+    ) -> Written:
+        """how: of `writing.write`. A window is written as a whole, whatever its end. self_conditioning: two passes a step;
+        None: if the model was trained so."""
+        twice = self.config.self_conditioning > 0 if self_conditioning is None else self_conditioning
+        like = self.blank_states(known.tokens)
+        return write(self.map, like, rng, known=known, self_conditioning=twice, **how)
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""

@@ -36,6 +36,11 @@ class Known:
     def to(self, device: torch.device) -> "Known":
         return Known(self.tokens.to(device), self.at.to(device))
 
+    def settle(self, logits: Tensor) -> Tensor:
+        """(B, N, V), certain where there is no doubt."""
+        sure = -CERTAIN * (torch.arange(logits.shape[-1], device=logits.device) != self.tokens[..., None])
+        return torch.where(self.at[..., None], sure.to(logits), logits)
+
 
 class TokenMap(FlowMap):
     """What objectives on tokens and samplers expect of a model; their context is `Known`, or None where nothing is.
@@ -68,7 +73,4 @@ class TokenMap(FlowMap):
             early = t.clamp_min(self.t_min)
             alpha, sigma = self.path.alpha(early), self.path.sigma(early)
             logits = logits + self.codebook.prior_logits(x_t, alpha, sigma, self.path.noise_scale)
-        if context is None:
-            return logits
-        sure = -CERTAIN * (torch.arange(self.codebook.size, device=x.device) != context.tokens[..., None])
-        return torch.where(context.at[..., None], sure.to(logits), logits)
+        return logits if context is None else context.settle(logits)

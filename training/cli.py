@@ -8,7 +8,9 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from typing import Any
+from typing import Any, Literal
+
+Sampler = Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm", "ancestral", "even"]
 
 
 def _comma(text: list[str]) -> tuple[int, ...]:

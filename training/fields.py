@@ -68,8 +68,9 @@ class DataConfig:
 class TokenizerConfig:
     """How text becomes tokens."""
 
-    kind: Literal["bpe", "words", "pretrained"] = "bpe"
-    """bpe: byte-level, trained on the corpus; words: one token per word; pretrained: by name or path"""
+    kind: Literal["bpe", "characters", "words", "pretrained"] = "bpe"
+    """bpe: byte-level, trained on the corpus; characters: a–z and space, all else folded into it; words: one token per
+    word; pretrained: by name or path"""
     vocab_size: Count = 2048
     """of a BPE trained here"""
     name: str | None = None
@@ -182,14 +183,15 @@ class FlowConfig:
     name: str = "flow"
     """what records call it, the preset's name"""
     objective: str = "kl-psd"
-    """cross-entropy, endpoint, vlb: the denoiser alone; kl-psd, esd, lsd, categorical, imm, energy: the few-step map too"""
+    """cross-entropy, endpoint, vlb: the denoiser alone; kl-psd, trajectory, esd, lsd, categorical, imm, energy: the few-step map
+    too; the baselines autoregressive and masked (diffusion), which have tokens for states"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
     """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point, times (uniform,
-    logit-normal, decode-error or decode-error-mixed), …"""
+    logit-normal, decode-error or decode-error-mixed); of masked: blanks (time, count), time_conditioning; …"""
     start: str | None = None
     """begin with the weights of this run, of the same sizes and codes, instead of fresh ones; path and objective may differ"""
     teacher: str | None = None
-    """a run whose frozen denoiser is learned from in the place of the text's tokens (kl-psd, esd, lsd, categorical)"""
+    """a run whose frozen denoiser is learned from in the place of the text's tokens (objectives with a few-step part)"""
     project: bool = False
     """take out of the few-step loss's gradient what goes against the denoiser's"""
     codebook: Literal["one-hot", "embedding", "bits"] = "one-hot"

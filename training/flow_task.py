@@ -1,4 +1,4 @@
-"""The flow language model's task: data (text or a suite), codes, backbone, any objective on token states."""
+"""The task of flow language models and their baselines: data (text or a suite), any objective on token states, its model."""
 
 from functools import partial
 from pathlib import Path
@@ -8,8 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flowlm.model import FlowLM, FlowLMConfig
-from flowmap.objectives.tokens import TOKEN_OBJECTIVES
 from flowmap.path import PATHS
 from flowmap.rng import Rng
 from flowmap.schedule import DecodeError
@@ -18,12 +16,11 @@ from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
 from training.data.flow_windows import FlowWindows
 from training.data.windows import TextWindows
+from training.flow_models import OBJECTIVES, make_model
 from training.flow_start import begin_with, teach_from
 from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
 from training.objectives import TIMES, build_objective
 from training.task import Task
-
-BACKBONE = ("width", "depth", "heads", "positions", "time_scale", "use_s", "attention")
 
 
 def build(config: RunConfig, accelerator: Accelerator) -> Task:
@@ -35,16 +32,11 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     with accelerator.main_process_first():
         tokenizer, train, validation, facts = _data(config, plan, not accelerator.is_main_process)
     torch.manual_seed(config.seed)  # an objective may have weights of its own
-    objective = build_objective("flow", plan, TOKEN_OBJECTIVES, _laws(plan, len(tokenizer)))
+    objective = build_objective("flow", plan, OBJECTIVES, _laws(plan, len(tokenizer)))
     torch.manual_seed(config.seed)  # so that the network starts the same under every objective
-    model = FlowLM(
-        FlowLMConfig(  # type: ignore[call-arg]  # the base class takes more than its fields
-            vocab_size=len(tokenizer), length=train.source.length, codebook=plan.codebook, state_size=plan.state_size,
-            path=plan.path, prior=plan.prior, t_min=getattr(objective, "t_min", 1e-3),
-            self_conditioning=getattr(objective, "self_conditioning", 0.0),
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
-            backbone={name: getattr(plan, name) for name in BACKBONE},
-        )
+    model = make_model(
+        plan, objective, vocab_size=len(tokenizer), length=train.source.length, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     if plan.start:
         begin_with(model, plan.start, tokenizer)

@@ -159,6 +159,8 @@ def suite_tokenizer(config: RunConfig, suite: Suite) -> Any:
         if not config.tokenizer.name:
             raise ValueError("tokenizer.kind 'pretrained' needs tokenizer.name")
         return load_tokenizer(config.tokenizer.name)
+    if config.tokenizer.kind == "characters":
+        raise ValueError("tokenizer.kind 'characters' is for text: a suite takes words or pretrained")
     laws = (suite.trained, suite.laws)
     return word_tokenizer(text for part in laws for prompt, law in part.items() for text in (prompt, *law))
 

@@ -21,6 +21,7 @@ def sample_images(args: Any, command: list[str]) -> None:
     if args.inception and not args.score:
         raise ValueError("--inception adds a score: say --score too")
     inception = Inception(args.inception) if args.inception else None
+    sampler = args.sampler or "pushforward"
     shown = (*SHOWN, "inception_fid") if inception else SHOWN
     for name in args.runs:
         run = load_image_run(name)
@@ -33,16 +34,14 @@ def sample_images(args: Any, command: list[str]) -> None:
             print_row(f"\n{run.subject}", "steps", "nfe", *shown)
         made = []
         for steps in args.steps:
-            drawn = draw_images(
-                run.model, args.num, steps, args.sampler, args.seed, args.guidance, args.label, args.batch
-            )
+            drawn = draw_images(run.model, args.num, steps, sampler, args.seed, args.guidance, args.label, args.batch)
             picture = _place(args.out, name, steps, len(args.runs) * len(args.steps) > 1)
             write_grid(picture, drawn.pixels[:GRID], columns=10)
             if scorer is None:
                 print(f"{picture}: {min(GRID, args.num)} images, {steps} steps")
                 continue
             contract = {
-                "steps": steps, "nfe": drawn.nfe, "sampler": args.sampler, "guidance": args.guidance, "dtype": "float32",
+                "steps": steps, "nfe": drawn.nfe, "sampler": sampler, "guidance": args.guidance, "dtype": "float32",
                 "ema": run.config.training.ema if run.config else None, "batch": args.batch,
             }  # fmt: skip
             seeds = {"train_seed": run.config.seed if run.config else None, "sample_seed": args.seed}
@@ -52,7 +51,7 @@ def sample_images(args: Any, command: list[str]) -> None:
             made += found
         if scorer is not None:
             made += [{**r, "contract": {}} for r in scorer.floors(args.num)]
-            keep_records(name, f"images-{args.sampler}", command, made)
+            keep_records(name, f"images-{sampler}", command, made)
         records += made
     if args.json:
         write_records(args.json, command, records)

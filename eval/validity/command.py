@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eval.flow import Sampling, load_flow
+from eval.flow import load_flow, samplings
 from eval.loading import load_run, model_type
 from eval.pictures import standalone
 from eval.records import keep_records, write_records
@@ -14,6 +14,7 @@ from eval.validity.open import OPEN_SUITES, OpenSuite
 from eval.validity.open_probe import open_cases, probe_open
 from eval.validity.probe import Probe, probe
 from eval.validity.suites import Suite, load_suite
+from flowlm import MODEL_TYPES
 from flowmap.warp import Warp
 
 MOST_OPEN = 2000
@@ -32,7 +33,7 @@ def run(args: Any, command: list[str]) -> None:
     probes = []
     print_row("", "validity", "TV", "TV exact", "exact sampler's TV", "coverage")
     for name in args.runs:
-        made = _flow_probes(name, suite, args) if model_type(name) == "leaplm-flow" else [_probe(name, suite, args)]
+        made = _flow_probes(name, suite, args) if model_type(name) in MODEL_TYPES else [_probe(name, suite, args)]
         for done in made:
             print_row(" ".join([done.subject, *_steps(done)]), *summary(done))
         probes += made
@@ -64,7 +65,7 @@ def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
     if args.block is not None:
         raise ValueError(f"{name} writes whole windows: leave --block out, and set --steps")
     run, warp = load_flow(name), Warp(args.temperature, args.top_p)
-    how = [Sampling(steps, args.sampler, warp, args.seed, args.self_conditioning) for steps in args.steps]
+    how = samplings(run, args.steps, args.sampler, warp, args.seed, self_conditioning=args.self_conditioning)
     return [probe_flow(run, suite, each, num=args.num, batch=args.batch) for each in how]
 
 
@@ -95,8 +96,14 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
 
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
-    usual = {"temperature": 1.0, "top_p": 1.0, "block": None, "sampler": "pushforward", "steps": (1, 2, 4)}
-    usual["self_conditioning"] = None
+    usual = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "block": None,
+        "sampler": None,
+        "steps": (1, 2, 4),
+        "self_conditioning": None,
+    }
     changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
     if "steps" in changed:
         changed["steps"] = ",".join(map(str, args.steps))

@@ -21,7 +21,7 @@ def probe_flow(run: FlowRun, suite: Suite, how: Sampling, *, num: int = 20_000, 
         for prompt, text in zip(prompts[rows.which], rows.texts, strict=True):
             counts[prompt][_answer(run, text, encoded.closed, encoded.longest)] += 1
     contract = {
-        "steps": how.steps, "nfe": nfe, "sampler": how.sampler, "self_conditioning": run.model.two_pass(how.self_conditioning), "temperature": how.warp.temperature, "top_p": how.warp.top_p,
+        "steps": how.steps, "nfe": nfe, "sampler": how.sampler, **how.options, "temperature": how.warp.temperature, "top_p": how.warp.top_p,
         "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema,
         "one_block": True, "end_token": encoded.closed,
     }  # fmt: skip

@@ -19,7 +19,7 @@ def build(codebook="one-hot", wild=True, prior=True, **more):
         codebook=codebook,
         state_size=4,
         prior=prior,
-        backbone={"width": 16, "depth": 2, "heads": 2},
+        backbone={"width": 16, "depth": 2, "heads": 2, "read_bias": 0.0},
         **more,
     )
     model = FlowLM(config).eval()

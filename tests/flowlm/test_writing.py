@@ -119,4 +119,6 @@ def test_two_passes_a_step_are_counted_and_read_the_first_passes_estimate():
     told = build(self_conditioning=0.5)
     one, two = (draws(told, steps=3, self_conditioning=flag) for flag in (False, True))
     assert (one.nfe, two.nfe) == (3, 6) and not torch.equal(one.log_q, two.log_q)
-    assert told.two_pass(None) and not told.two_pass(False)
+    blank = Known(torch.zeros(8, N, dtype=torch.long), torch.zeros(8, N, dtype=torch.bool))
+    rng = Rng(5, torch.arange(8))
+    assert [told.write(blank, rng, steps=3, self_conditioning=flag).nfe for flag in (None, False, True)] == [6, 3, 6]

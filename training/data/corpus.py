@@ -29,7 +29,7 @@ from training.data.sources import (
     verbatim_share,
 )
 from training.data.store import TokenStore, read_store, write_store
-from training.data.tokenizer import load_tokenizer, train_bpe
+from training.data.tokenizer import character_tokenizer, load_tokenizer, train_bpe
 from training.provenance import write_json
 
 
@@ -47,19 +47,24 @@ def load_corpus(
 ) -> Corpus:
     """trunk: where a pretrained tokenizer comes from when the config names none."""
     if tokenizer.kind == "words":
-        raise ValueError("tokenizer.kind 'words' is for suites and cases; text takes bpe or pretrained")
+        raise ValueError("tokenizer.kind 'words' is for suites and cases; text takes bpe, characters or pretrained")
     name = tokenizer.name or trunk
     if tokenizer.kind == "pretrained" and not name:
         raise ValueError("tokenizer.kind 'pretrained' needs tokenizer.name")
-    pretrained = load_tokenizer(name) if name else None
-    how = f"bpe-{tokenizer.vocab_size}" if pretrained is None else _digest(pretrained)
+    if tokenizer.kind == "characters":
+        if name:
+            raise ValueError(f"tokenizer.kind 'characters' has its own tokens: leave out {name!r}")
+        fixed = character_tokenizer()
+    else:
+        fixed = load_tokenizer(name) if name else None
+    how = f"bpe-{tokenizer.vocab_size}" if fixed is None else _digest(fixed)
     key = json.dumps([_identity(data), how], sort_keys=True)
     folder = cache_root() / "corpora" / hashlib.sha256(key.encode()).hexdigest()[:20]
     if not folder.exists():
         splits = _read_splits(data)
         if not splits["train"]:
             raise ValueError(f"data.name {data.name!r} holds no text")
-        made = pretrained or train_bpe(splits["train"], tokenizer.vocab_size)
+        made = fixed or train_bpe(splits["train"], tokenizer.vocab_size)
         facts = _build(folder, splits, made, how, progress)
         if progress:
             share = f"{facts['verbatim_share']:.1%} of validation stands verbatim in train"

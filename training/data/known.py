@@ -5,8 +5,10 @@ which it is published; `get` puts it there. Its own splits are kept; one without
 """
 
 import gzip
+import io
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +50,20 @@ def speeches(lines: Iterable[str], together: int = 50) -> Iterator[str]:
         yield "\n\n".join(paragraphs[low : low + together])
 
 
+def stretches(lines: Iterable[str], length: int = 30_000) -> Iterator[str]:
+    """Text without documents, cut every so many characters."""
+    text = "\n".join(lines)
+    for low in range(0, len(text), length):
+        yield text[low : low + length]
+
+
 def _hub(name: str, subset: str, **splits: str) -> dict[str, tuple[str, dict[str, str]]]:
     return {own: (name, {"name": subset, "split": split}) for own, split in splits.items()}
 
 
-def _url(url: str) -> dict[str, tuple[str, dict[str, str]]]:
-    return {"all": (url, {})}
+def _url(url: str, **options: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """Of plain text, or of a zip with one file of it. characters: how many of it are taken."""
+    return {"all": (url, options)}
 
 
 KNOWN = {
@@ -74,6 +84,14 @@ KNOWN = {
             {"all": "tinyshakespeare/input.txt.gz"},
             _url("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"),
             speeches,
+        ),
+        KnownSet(
+            "text8-prefix",
+            "the first 3,000,000 characters of text8: Wikipedia in 27 symbols; the last tenth is held out",
+            "CC BY-SA",
+            {"all": "text8_prefix/text8_first3000000.txt.gz"},
+            _url("http://mattmahoney.net/dc/text8.zip", characters="3000000"),
+            stretches,
         ),
     )
 }  # fmt: skip
@@ -126,7 +144,12 @@ def get(known: KnownSet, root: str | None) -> dict[str, Path]:
 def _published(source: str, options: dict[str, str]) -> list[str]:
     if "://" in source:
         with urlopen(source, timeout=60) as answer:
-            return answer.read().decode("utf-8").splitlines()
+            data = answer.read()
+        if source.endswith(".zip"):
+            with zipfile.ZipFile(io.BytesIO(data)) as packed:
+                data = packed.read(packed.namelist()[0])
+        most = options.get("characters")
+        return data.decode("utf-8")[: int(most) if most else None].splitlines()
     from datasets import load_dataset
 
     return [row["text"].rstrip("\n") for row in load_dataset(source, **options)]

@@ -18,7 +18,8 @@ from training.data.tokenizer import encode_document
 @dataclass(frozen=True)
 class TokenStore:
     """tokens: (T,); offsets: (documents + 1,), document i is tokens[offsets[i]:offsets[i+1]];
-    num_bytes: UTF-8 bytes of the text, for bits per byte."""
+    num_bytes: UTF-8 bytes of the text as its
+    tokens tell it, for bits per byte."""
 
     tokens: np.ndarray
     offsets: np.ndarray
@@ -34,6 +35,7 @@ def write_store(folder: Path, texts: Iterable[str], tokenizer, progress: bool = 
     folder.mkdir(parents=True)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     offsets, num_bytes = [0], 0
+    changes = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None) is not None
     with open(folder / "tokens.bin", "wb") as file:
         for text in tqdm(
             texts, desc=f"tokens {folder.name}", unit=" documents", disable=None if progress else True, leave=False
@@ -41,7 +43,8 @@ def write_store(folder: Path, texts: Iterable[str], tokenizer, progress: bool = 
             ids = encode_document(tokenizer, text)
             np.asarray(ids, dtype=dtype).tofile(file)
             offsets.append(offsets[-1] + len(ids))
-            num_bytes += len(text.encode())
+            told = tokenizer.decode(ids, skip_special_tokens=True) if changes else text
+            num_bytes += len(told.encode())
     np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
     meta = {"dtype": np.dtype(dtype).name, "num_bytes": num_bytes, "tokens": offsets[-1], "documents": len(offsets) - 1}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))

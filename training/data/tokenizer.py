@@ -1,10 +1,12 @@
-"""Tokenizers: a byte-level BPE trained here, one token per word for suites, or any pretrained one."""
+"""Tokenizers: a byte-level BPE trained here, 27 characters, one token per word for suites, or any pretrained one."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 END = "<|endoftext|>"
 """Begins and ends every document."""
+LETTERS = " abcdefghijklmnopqrstuvwxyz"
+"""The 27 symbols that text is often cut down to."""
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int):
@@ -23,6 +25,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int):
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer)
+
+
+def character_tokenizer():
+    """One token a character of the 27-symbol form: text in lower case, whose every stretch outside a–z (digits and accented
+    letters too, which text8 spells or drops) is one space. What is decoded is that form, not the text."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
+
+    tokenizer = Tokenizer(models.BPE({END: 0} | {letter: i for i, letter in enumerate(LETTERS, 1)}, []))
+    folded = [normalizers.Lowercase(), normalizers.Replace(Regex("[^a-z]+"), " ")]
+    tokenizer.normalizer = normalizers.Sequence(folded)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
     return _wrap(tokenizer)
 
 

@@ -1,0 +1,107 @@
+"""Masked diffusion with the log-linear schedule (MDLM, 2406.07524): t is the chance that a token is blanked out.
+
+    −log P(x) ≤ E_t [ 1/t · Σ_{l blank in x_t} −log p_θ(x^l | x_t) ]                              (NELBO; t = 1 is noise)
+             = Σ_k 1/k · mean over sets S of k places of Σ_{l∈S} −log p_θ(x^l | x^{∖S})           (the integral over t done)
+
+The second line holds where the network is not told t, as in the paper; it is what an order drawn at random costs an
+autoregressive model of any order (2110.02037). The network never writes the blank (zero masking probability), and what
+is not blank stays (carry-over unmasking). Known tokens are never blanked. Shapes as in `base`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowlm.discrete.base import DiscreteMap, token_nll, unknown
+from flowlm.token_map import Known
+from flowmap.backbone import Backbone
+from flowmap.codebook import Codebook
+from flowmap.objectives.base import Loss, Objective
+from flowmap.objectives.tokens import TokenStates
+from flowmap.rng import Rng
+
+
+class MaskedMap(DiscreteMap):
+    """time_conditioning: tell the network t."""
+
+    def __init__(self, network: Backbone, codebook: Codebook, time_conditioning: bool = False) -> None:
+        super().__init__(network, codebook)
+        self.time_conditioning = time_conditioning
+
+    def logits(self, x_t: Tensor, t: Tensor, context: Known | None = None) -> Tensor:
+        """Of every token given x_t, (B, N, V), certain of what is not blank. x_t: (B, N) from 0 to V; t: (B,)."""
+        x_t = seen(x_t, context)
+        return Known(x_t, x_t != self.blank).settle(self.denoise(x_t, t))
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The same before anything is carried over: what it says of places that are not blank means nothing."""
+        return self.read(x_t, t if self.time_conditioning else torch.zeros_like(t))
+
+
+def seen(x_t: Tensor, context: Known | None) -> Tensor:
+    """With the known tokens in their places."""
+    return x_t if context is None else torch.where(context.at, context.tokens, x_t)
+
+
+@dataclass(frozen=True)
+class Blanks:
+    """at: (B, N) bool, the blank places; t: (B,); weight: (B,), so that E[weight · Σ_{l blank}] is the NELBO."""
+
+    at: Tensor
+    t: Tensor
+    weight: Tensor
+
+
+Law = Callable[[Rng, str, Tensor], Blanks]
+"""(rng, name, open places (B, N)) → a draw of what is blank."""
+
+
+def by_time(rng: Rng, name: str, open_: Tensor) -> Blanks:
+    """The first line: t ~ U(0, 1], every open place blank with chance t."""
+    t = 1 - rng.uniform(f"{name}/t", len(open_)).to(open_.device)
+    u = rng.uniform(name, *open_.shape).to(open_.device)
+    return Blanks((u < t[:, None]) & open_, t, 1 / t)
+
+
+def by_count(rng: Rng, name: str, open_: Tensor) -> Blanks:
+    """The second: of n open places k ~ U{1..n}, any set of them. Far less noisy: no weight is above n."""
+    count = open_.sum(1)
+    k = (rng.uniform(f"{name}/k", len(open_), dtype=torch.float64).to(open_.device) * count).long() + 1
+    rank = random_order(rng.uniform(name, *open_.shape).to(open_.device), open_)
+    return Blanks((rank < k[:, None]) & open_, (k / count.clamp_min(1)).clamp_max(1), count / k)
+
+
+def random_order(u: Tensor, open_: Tensor) -> Tensor:
+    """Ranks of the open places by their uniforms, from 0; the others come after them. (B, N) each."""
+    return u.masked_fill(~open_, 2.0).argsort(1).argsort(1)
+
+
+LAWS: dict[str, Law] = {"time": by_time, "count": by_count}
+
+
+class MaskedDiffusion(Objective):
+    """Nats a token, the bound. blanks: the law that they are drawn from, time (as published) or count. time_conditioning:
+    of the map that is trained."""
+
+    def __init__(self, blanks: str = "time", time_conditioning: bool = False) -> None:
+        super().__init__()
+        if blanks not in LAWS:
+            raise ValueError(f"blanks {blanks!r}: known are {', '.join(LAWS)}")
+        if blanks == "count" and time_conditioning:
+            raise ValueError("blanks by count leave no time to tell the network: take blanks by time")
+        self.law, self.time_conditioning = LAWS[blanks], time_conditioning
+
+    def forward(self, model: Any, batch: TokenStates, *, teacher: Any = None, rng: Rng, step: int) -> Loss:
+        blanks = self.law(rng, "blank", unknown(batch))
+        nll = blank_nll(model, batch, blanks)
+        metrics = {"cross_entropy": (nll.sum().detach(), blanks.at.sum().float())}
+        return Loss((blanks.weight * nll).sum(), batch.count, metrics)
+
+
+def blank_nll(model: Any, batch: TokenStates, blanks: Blanks) -> Tensor:
+    """Σ_{l blank} −log p(x^l | x_t), (B,)."""
+    x_t = batch.tokens.masked_fill(blanks.at, model.blank)
+    return token_nll(model.denoise(x_t, blanks.t), batch.tokens, blanks.at).sum(1)

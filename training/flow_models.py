@@ -1,0 +1,62 @@
+"""What an objective trains: a flow language model, or one of its baselines on the same backbone."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flowlm.discrete.causal import Autoregressive
+from flowlm.discrete.masked import MaskedDiffusion
+from flowlm.discrete.model import (
+    AutoregressiveConfig,
+    AutoregressiveLM,
+    MaskedDiffusionConfig,
+    MaskedDiffusionLM,
+)
+from flowlm.model import FlowLM, FlowLMConfig
+from flowmap.objectives import Objective
+from flowmap.objectives.tokens import TOKEN_OBJECTIVES
+from training.fields import FlowConfig
+
+BACKBONE = ("width", "depth", "heads", "positions", "time_scale", "use_s", "attention")
+OBJECTIVES: dict[str, type[Objective]] = {
+    **TOKEN_OBJECTIVES, "autoregressive": Autoregressive, "masked": MaskedDiffusion,
+}  # fmt: skip
+
+
+def make_model(plan: FlowConfig, objective: Objective, **common: Any) -> Any:
+    """common: vocabulary, length and special tokens."""
+    common |= {
+        "codebook": plan.codebook, "state_size": plan.state_size,
+        "backbone": {name: getattr(plan, name) for name in BACKBONE},
+    }  # fmt: skip
+    return MAKERS.get(plan.objective, _flow)(plan, objective, common)
+
+
+def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
+    own: dict[str, Any] = {
+        name: getattr(objective, name, none) for name, none in (("t_min", 1e-3), ("self_conditioning", 0.0))
+    }
+    return FlowLM(FlowLMConfig(path=plan.path, prior=plan.prior, **own, **common))
+
+
+def _autoregressive(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> AutoregressiveLM:
+    _refuse_paths(plan)
+    return AutoregressiveLM(AutoregressiveConfig(**common))
+
+
+def _masked(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> MaskedDiffusionLM:
+    _refuse_paths(plan)
+    config = MaskedDiffusionConfig(time_conditioning=objective.time_conditioning, **common)  # type: ignore[call-arg]
+    return MaskedDiffusionLM(config)
+
+
+def _refuse_paths(plan: FlowConfig) -> None:
+    if plan.prior or plan.path != "linear":
+        raise ValueError(
+            f"flow.prior and flow.path are of states with noise: {plan.objective} has tokens, leave them out"
+        )
+
+
+MAKERS: dict[str, Callable[[FlowConfig, Any, dict[str, Any]], Any]] = {
+    "autoregressive": _autoregressive, "masked": _masked,
+}  # fmt: skip
+"""By the objective's name; all others train a flow."""
