@@ -59,6 +59,11 @@ class Path:
         """−dλ/dt."""
         return 2 * (self.sigma_rate(t) / self.sigma(t) - self.alpha_rate(t) / self.alpha(t))
 
+    def snr_fall(self, t: Tensor) -> Tensor:
+        """−dS/dt = 2α(ασ' − α'σ)/σ³; 0 at t = 1."""
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return 2 * alpha * (alpha * self.sigma_rate(t) - self.alpha_rate(t) * sigma) / sigma**3
+
     def draw_noise(self, rng: Rng, name: str, like: Tensor) -> Tensor:
         """ε ~ N(0, ν²I), the shape, place and type of `like`."""
         return self.noise_scale * rng.normal(name, *like.shape, dtype=like.dtype).to(like.device)

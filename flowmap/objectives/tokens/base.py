@@ -38,9 +38,14 @@ class TokenStates:
     @property
     def count(self) -> Tensor:
         """Scored tokens, as a number to divide by."""
+        return self.counts.sum()
+
+    @property
+    def counts(self) -> Tensor:
+        """Scored tokens of each sample, (batch,)."""
         if self.scored is None:
-            return torch.tensor(float(self.tokens.numel()), device=self.tokens.device)
-        return self.scored.sum().float()
+            return torch.full((self.size,), float(self.tokens.shape[1]), device=self.tokens.device)
+        return self.scored.sum(1).float()
 
     def __getitem__(self, rows: Tensor) -> "TokenStates":
         context, scored = (None if part is None else part[rows] for part in (self.context, self.scored))
@@ -101,17 +106,22 @@ class TokenObjective(Objective):
         total = torch.zeros((), device=x.t.device)
         metrics = dict.fromkeys(("cross_entropy", "few_step_kl"), (total, total))  # ranks must name the same
         local, few = (torch.nonzero(mask)[:, 0] for mask in (on_diagonal, ~on_diagonal))
+        error = total.new_zeros(0)
         if len(local):
             part = x[local]
             error = cross_entropy(model.logits(part.x_t, part.t, part.t, part.context), part.tokens)
             total = total + error.sum()
             metrics["cross_entropy"] = (error.sum().detach(), batch[local].count)
+        statistics = self.times.statistics(x.t[local], error, batch[local].counts)
         if len(few):
             part = x[few]
             error, weight = self.divergence(model, teacher or model, part, step)
             total = total + (weight * error).sum()
             metrics["few_step_kl"] = (error.sum().detach(), batch[few].count)
-        return Loss(total, batch.count, metrics)
+        return Loss(total, batch.count, metrics, statistics)
+
+    def learn(self, statistics: dict[str, Tensor]) -> None:
+        self.times.learn(statistics)
 
     def noised(self, model: Any, batch: TokenStates, rng: Rng, step: int) -> tuple[NoisedTokens, Tensor]:
         """The batch at its times, and which of its samples are on the diagonal."""
