@@ -75,7 +75,9 @@ class Rng:
         if self.spread is None:
             return self.uniform(name, count, dtype=torch.float64)
         if self.samples is None or isinstance(self.batch, Tensor) or int(self.samples.max()) >= self.spread:
-            raise ValueError(f"places are spread over the {self.spread} samples of one global batch: give their indices")
+            raise ValueError(
+                f"places are spread over the {self.spread} samples of one global batch: give their indices"
+            )
         everyone = Rng(self.seed, torch.arange(self.spread, device=self.device), self.batch)
         order = everyone.uniform(name + "/order", self.spread, dtype=torch.float64).argsort(stable=True).argsort()
         shift = Rng(self.seed, self.samples[:1] * 0, self.batch).uniform(name + "/shift", 1, dtype=torch.float64)

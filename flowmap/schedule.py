@@ -19,6 +19,8 @@ class DecodeError(Tabled):
     """size: V. uniform: share of the draws that are even over [low, high] instead (0.1 in 2604.09784). points: of the table
     of τ(t), which is read by straight lines."""
 
+    risen: Tensor
+
     def __init__(
         self, size: int, path: Path | None = None, uniform: float = 0.0, low: float = 0.0, high: float = 1.0,
         points: int = 4096,

@@ -46,9 +46,7 @@ class SignalLaw(nn.Module):
         """What the law itself is to make small, a scalar; drift: w·e of each sample, nats."""
         return torch.zeros((), device=drift.device)
 
-    def statistics(
-        self, looks: Looks, drift: Tensor, nats: Callable[[], Tensor], tokens: Tensor
-    ) -> dict[str, Tensor]:
+    def statistics(self, looks: Looks, drift: Tensor, nats: Callable[[], Tensor], tokens: Tensor) -> dict[str, Tensor]:
         """As of a TimeLaw."""
         return {}
 
@@ -90,8 +88,9 @@ class Cut(SignalLaw):
 
     def draw(self, path: Path, u: Tensor) -> Looks:
         ends = torch.stack(self.ends(path, u.device))
-        low, high = self.times.share_below(ends)
-        t, slope = torch.func.jvp(self.times.time_of, (low + (high - low) * u,), (torch.ones_like(u),))
+        low, high = self.times.share_below(ends).unbind()
+        place = low + (high - low) * u
+        t, slope = torch.func.jvp(self.times.time_of, (place,), (torch.ones_like(u),))  # type: ignore[misc]
         t = t.clamp(self.t_min, self.t_max)
         return Looks(t, path.snr_fall(t) / path.noise_scale**2 * slope * (high - low) / 2)
 

@@ -114,6 +114,8 @@ def train(
     clock, window, waited = time.perf_counter(), Metrics(), 0.0
     for step in bar:
         # ------------------------------------------------------------ one training step
+        if task.begin:
+            task.begin(step)
         before = time.perf_counter()
         slices_of_step = _slices(task, accelerator, plan, step, device)
         waited += time.perf_counter() - before

@@ -68,7 +68,9 @@ def test_the_variance_of_a_mean_falls_from_one_over_b_to_one_over_b_squared():
     """Of t²: 4/45/B for independent times, (f(1) − f(0))²/(12·B²) for a grid at a random shift."""
     size, n = 32, 2000
     for even, expected in ((False, 4 / 45 / size), (True, 1 / (12 * size**2))):
-        means = [Rng(0, torch.arange(size), k, size if even else None).place("t", size).square().mean() for k in range(n)]
+        means = [
+            Rng(0, torch.arange(size), k, size if even else None).place("t", size).square().mean() for k in range(n)
+        ]
         means = torch.stack(means)
         assert float(means.var()) == pytest.approx(expected, rel=0.15)  # the deviation of a variance is √(2/n) = 3%
         assert float(means.mean()) == pytest.approx(1 / 3, abs=4 * (expected / n) ** 0.5)
@@ -105,12 +107,12 @@ def test_any_law_estimates_the_integral_over_the_signal_to_noise_ratio(law, cdf,
     if law.time_of(torch.ones(1).double()) < 1:
         law = Uniform()  # which leaves nothing between the ends out
     objective = VariationalBound(0.2, 0.95, times=law)
-    looks = objective.draw(path, Rng(0, torch.arange(40_000)), 40_000)
-    found = looks.weight * (-path.snr(looks.t) / path.noise_scale**2).exp()
+    t, weight = objective.draw(path, Rng(0, torch.arange(40_000)), 40_000)
+    found = weight * (-path.snr(t) / path.noise_scale**2).exp()
     first, last = (path.snr(torch.tensor(end).double()) / path.noise_scale**2 for end in (0.95, 0.2))
     expected = ((-first).exp() - (-last).exp()) / 2
     assert float(found.mean()) == pytest.approx(float(expected), abs=4 * float(found.std()) / 200)
-    assert (looks.t >= 0.2).all() and (looks.t <= 0.95).all()
+    assert (t >= 0.2).all() and (t <= 0.95).all()
 
 
 def test_the_slope_of_the_signal_to_noise_ratio():

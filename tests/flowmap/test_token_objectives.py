@@ -209,8 +209,7 @@ def test_without_the_first_term_there_is_no_bound_below_the_noisiest_time():
 def test_one_time_a_sample_estimates_the_integral_over_the_signal_to_noise_ratio(law, t_max, path):
     """½∫ e^{−S} dS, known; the S of the drawn times is that of the path, in units of its noise."""
     objective = VariationalBound(0.1, t_max, law, center=0.5, scale=1.5)
-    looks = objective.draw(path, Rng(0, torch.arange(20_000)), 20_000)
-    t, weight = looks.t, looks.weight
+    t, weight = objective.draw(path, Rng(0, torch.arange(20_000)), 20_000)
     snr = path.snr(t) / path.noise_scale**2
     found = weight * (-snr).exp()
     first, last = (path.snr(torch.tensor(end).double()) / path.noise_scale**2 for end in (t_max, 0.1))

@@ -16,7 +16,7 @@ from flowmap.objectives.base import Loss, Objective
 from flowmap.objectives.tokens.base import TokenStates, cross_entropy
 from flowmap.path import Path
 from flowmap.rng import Rng
-from flowmap.signal import Cut, LogSNR, Looks, SignalLaw
+from flowmap.signal import Cut, LogSNR, SignalLaw
 from flowmap.times import TimeLaw
 
 
@@ -47,7 +47,7 @@ class VariationalBound(Objective):
         noisiest = model.path.snr(t_max) / model.path.noise_scale**2
         prior = noisiest.to(x_0) / 2 * told.square().flatten(1).sum(1)
 
-        looks = self.draw(model.path, rng, batch.size)
+        looks = self.signal.draw(model.path, rng.place("t", batch.size))
         t, weight = looks.t.to(x_0), looks.weight.to(x_0)
         x_t = model.path.noise(x_0, model.path.draw_noise(rng, "eps", x_0), t)
         now = t.detach()
@@ -67,9 +67,10 @@ class VariationalBound(Objective):
         total = (prior + drift + reading).sum() + self.signal.lesson(looks, drift).to(x_0)
         return Loss(total, count, metrics, statistics)
 
-    def draw(self, path: Path, rng: Rng, count: int) -> Looks:
-        """Times and the weights that make the estimate unbiased, (count,), float64."""
-        return self.signal.draw(path, rng.place("t", count))
+    def draw(self, path: Path, rng: Rng, count: int) -> tuple[Tensor, Tensor]:
+        """(t, ½·dS/du), (count,), float64: times and the weights that make the estimate unbiased."""
+        looks = self.signal.draw(path, rng.place("t", count))
+        return looks.t, looks.weight
 
     def learn(self, statistics: dict[str, Tensor]) -> None:
         self.signal.learn(statistics)
