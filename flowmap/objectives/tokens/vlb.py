@@ -34,6 +34,8 @@ class VariationalBound(Objective):
         times: TimeLaw | SignalLaw | None = None,
     ) -> None:
         super().__init__()
+        if law not in ("log-snr", "logistic"):
+            raise ValueError(f"unknown law {law!r} of the bound's times: known are log-snr, logistic")
         self.t_min, self.t_max = t_min, t_max
         if times is None:
             self.signal: SignalLaw = LogSNR(t_min, t_max, center, scale if law == "logistic" else None)
