@@ -10,16 +10,16 @@ from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
 from flowlm.token_map import Known, TokenMap
 from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
-from flowmap.codebook import Bits, Codebook, Embedding, OneHot
-from flowmap.path import PATHS
+from flowmap.codebook import Bits, Codebook, Embedding, OneHot, Table
 from flowmap.rng import Rng
+from flowmap.sphere import TOKEN_PATHS
 
 
 class FlowLMConfig(PreTrainedConfig):
-    """length: tokens of a window, which is written as a whole. codebook: one-hot, embedding, bits; state_size:
-    d of learned codes, whose length is √d, as long as the noise. prior: add the matched filter to the logits; t_min: the
-    least time that was trained. self_conditioning: the share of samples that were trained by two passes a step, 0 where the
-    network has no such input. backbone: BackboneConfig's fields."""
+    """length: tokens of a window, which is written as a whole. codebook: one-hot, embedding, sphere, bits, table; state_size:
+    d of learned codes and of a table's, whose length is √d, as long as the noise. path: linear, cosine, slerp. prior: add the
+    matched filter to the logits; t_min: the least time that was trained. self_conditioning: the share of samples that were
+    trained by two passes a step, 0 where the network has no such input. backbone: BackboneConfig's fields."""
 
     model_type = "leaplm-flow"
 
@@ -48,8 +48,8 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         super().__init__(config)
         codebook = make_codebook(config)
         fields = {"positions": "rope", "read_bias": 1.0, **(config.backbone or {})}
-        if config.path not in PATHS:
-            raise ValueError(f"unknown path {config.path!r}: known are {', '.join(PATHS)}")
+        if config.path not in TOKEN_PATHS:
+            raise ValueError(f"unknown path {config.path!r}: known are {', '.join(TOKEN_PATHS)}")
         backbone = Backbone(
             BackboneConfig(
                 state_size=codebook.state_size,
@@ -60,7 +60,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             )
         )
         scale = config.vocab_size**-0.5 if isinstance(codebook, OneHot) else 1.0  # of one coordinate of a code
-        self.map = TokenMap(backbone, PATHS[config.path](), codebook, scale, config.prior, config.t_min)
+        self.map = TokenMap(backbone, TOKEN_PATHS[config.path](), codebook, scale, config.prior, config.t_min)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -88,13 +88,21 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
 
 def make_codebook(config: FlowLMConfig) -> Codebook:
     kind = config.codebook
+    if kind == "sphere" and config.path != "slerp":
+        raise ValueError(f"codebook sphere walks along great circles, not a {config.path} path: set the path slerp")
+    if kind == "one-hot" and config.path == "slerp":
+        raise ValueError(
+            "path slerp joins codes as long as the noise, and one-hot codes are not: set the codebook sphere"
+        )
     if kind == "one-hot":
         return OneHot(config.vocab_size)
     if kind == "bits":
         return Bits(config.vocab_size)
-    if kind == "embedding":
+    if kind == "table":  # zeros to be filled by what was saved, or by training
+        return Table(torch.zeros(config.vocab_size, config.state_size))
+    if kind in ("embedding", "sphere"):
         return Embedding(config.vocab_size, config.state_size, norm=config.state_size**0.5)
-    raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, bits")
+    raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table")
 
 
 AutoConfig.register(FlowLMConfig.model_type, FlowLMConfig)

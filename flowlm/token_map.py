@@ -49,12 +49,18 @@ class TokenMap(FlowMap):
     where they are not a base that the network has first to unlearn. t_min: the least time at which the filter, which grows as 1/σ², is taken as it stands."""
 
     network: Backbone
+    prior_share: Tensor | None
 
     def __init__(
         self, network: Backbone, path: Path, codebook: Codebook, data_scale: float, prior: bool = False, t_min: float = 1e-3
     ) -> None:  # fmt: skip
         super().__init__(network, path, data_scale=data_scale, codebook=codebook)
         self.prior, self.t_min = prior, t_min
+        self.register_buffer("prior_share", None)
+
+    def ramp_prior(self) -> None:
+        """Give the filter a share of itself, 0 until someone fills it: training brings it in so. Never of a saved model."""
+        self.prior_share = torch.zeros((), device=self.network.read.weight.device)
 
     def logits(
         self, x_t: Tensor, t: Tensor, s: Tensor, context: Known | None = None, self_cond: Tensor | None = None
@@ -70,7 +76,6 @@ class TokenMap(FlowMap):
             more["clean"] = context.at
         logits = in_full(self.network(x, t, s, **more))
         if self.prior:
-            early = t.clamp_min(self.t_min)
-            alpha, sigma = self.path.alpha(early), self.path.sigma(early)
-            logits = logits + self.codebook.prior_logits(x_t, alpha, sigma, self.path.noise_scale)
+            own = self.path.prior_logits(self.codebook, x_t, t.clamp_min(self.t_min))
+            logits = logits + (own if self.prior_share is None else self.prior_share * own)
         return logits if context is None else context.settle(logits)

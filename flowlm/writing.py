@@ -53,7 +53,14 @@ class Draft(Guided):
         return z
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
-        return self.path.secant(x, self.model.codebook.expected(self.logits(x, t, s, copies)).to(x.dtype), t)
+        return self.path.secant(x, self.heading(x, t, s, copies), t)
+
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, told: Tensor | None = None) -> Tensor:
+        return self.path.jump(x, self.heading(x, t, s if told is None else told), t, s)
+
+    def heading(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
+        """g."""
+        return self.path.expected(self.model.codebook, self.logits(x, t, s, copies), x).to(x.dtype)
 
 
 def write(

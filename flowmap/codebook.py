@@ -130,7 +130,7 @@ class Bits(Table):
 CODEBOOKS: dict[str, type[Codebook]] = {
     "one-hot": OneHot,
     "embedding": Embedding,
-    "sphere": Embedding,  # the same codes of one length; its slerp path (2605.11125) is not here: paths are straight
+    "sphere": Embedding,  # the same codes of one length, joined by great circles: `sphere.SlerpPath`
     "bits": Bits,
     "table": Table,
 }

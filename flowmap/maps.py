@@ -66,8 +66,7 @@ class FlowMap(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None, self_cond: Tensor | None = None):
         """velocity; the one entry through which parameters may be swapped (torch.func.functional_call)."""
         if self.codebook is not None:
-            g = self.codebook.expected(self.logits(x_t, t, s, context, self_cond))
-            return self.path.secant(x_t, g, t)
+            return self.path.secant(x_t, self.endpoint(x_t, t, s, context, self_cond=self_cond), t)
         a, b = self._ab(t)
         return expand(a, x_t) * x_t + expand(b, x_t) * self._network(x_t, t, s, context, self_cond)
 
@@ -77,10 +76,14 @@ class FlowMap(nn.Module):
 
     def endpoint(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None, **more: Any) -> Tensor:
         """g: the data's end that the jump from t to s heads for."""
+        if self.codebook is not None:
+            return self.path.expected(self.codebook, self.logits(x_t, t, s, context, **more), x_t)
         return self.path.ends(x_t, self(x_t, t, s, context, **more), t)[0]
 
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None, **more: Any) -> Tensor:
         """X_{t→s}(x_t)."""
+        if self.codebook is not None:
+            return self.path.jump(x_t, self.endpoint(x_t, t, s, context, **more), t, s)
         return self.path.move(x_t, self(x_t, t, s, context, **more), t, s)
 
     def logits(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None, self_cond: Tensor | None = None) -> Tensor:
@@ -106,9 +109,7 @@ class FlowMap(nn.Module):
 
     def _scaled(self, x_t: Tensor, t: Tensor) -> Tensor:
         """c_in·x_t, of unit variance."""
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        c_in = (alpha**2 * self.data_scale**2 + sigma**2 * self.path.noise_scale**2).rsqrt()
-        return expand(c_in, x_t) * x_t
+        return expand(self.path.input_scale(t, self.data_scale), x_t) * x_t
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ pole on either: every jump divides by α_t + σ_t ≥ 1 alone. Times: (batch,), 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,11 @@ class Path:
         """−dλ/dt."""
         return 2 * (self.sigma_rate(t) / self.sigma(t) - self.alpha_rate(t) / self.alpha(t))
 
+    def snr_fall(self, t: Tensor) -> Tensor:
+        """−dS/dt = 2α(ασ' − α'σ)/σ³; 0 at t = 1."""
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return 2 * alpha * (alpha * self.sigma_rate(t) - self.alpha_rate(t) * sigma) / sigma**3
+
     def draw_noise(self, rng: Rng, name: str, like: Tensor) -> Tensor:
         """ε ~ N(0, ν²I), the shape, place and type of `like`."""
         return self.noise_scale * rng.normal(name, *like.shape, dtype=like.dtype).to(like.device)
@@ -93,6 +99,18 @@ class Path:
     def jump(self, x_t: Tensor, g: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """DDIM by the data's end: (α_s − σ_s α_t/σ_t)·g + (σ_s/σ_t)·x_t. Needs t > 0."""
         return self.move(x_t, self.secant(x_t, g, t), t, s)
+
+    def expected(self, codebook: Any, logits: Tensor, x_t: Tensor) -> Tensor:
+        """g: the data's end that x_t heads for when these are the logits of its tokens, (B, N, V)."""
+        return codebook.expected(logits)
+
+    def prior_logits(self, codebook: Any, x_t: Tensor, t: Tensor) -> Tensor:
+        """What x_t says of each token by itself, (B, N, V). Needs t > 0."""
+        return codebook.prior_logits(x_t, self.alpha(t), self.sigma(t), self.noise_scale)
+
+    def input_scale(self, t: Tensor, data_scale: float) -> Tensor:
+        """c_in, which brings x_t of data of this deviation to unit variance."""
+        return (self.alpha(t) ** 2 * data_scale**2 + self.sigma(t) ** 2 * self.noise_scale**2).rsqrt()
 
     def ode(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
         """dx/dt = α'g + σ'e of the probability flow when v is the local one (s = t)."""

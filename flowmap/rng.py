@@ -44,12 +44,14 @@ class Rng:
 
     seed: the run's seed. samples: (slice,) int64, each sample's index j in the global batch
     (None: one nameless sample, shapes are free). batch: the global batch's index n, or (slice,) one a sample.
+    spread: samples in the global batch, over which `place` is to be even; None: independent.
     Draws are made by name, so adding a draw never shifts another.
     """
 
     seed: int
     samples: Tensor | None = None
     batch: int | Tensor = 0
+    spread: int | None = None
 
     def uniform(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """U[0, 1) of shape (slice, *rest), where shape = (slice, *rest)."""
@@ -64,6 +66,23 @@ class Rng:
         angle = self._bits(name + "/angle", shape).double().mul_(2.0**-32 * 2 * math.pi)
         return (radius * angle.cos_()).to(dtype)
 
+    def place(self, name: str, count: int) -> Tensor:
+        """U[0, 1) of every sample, (slice,), float64. With `spread` the B places of a global batch are an even grid at a
+        random shift (2107.00630, I.1), in a random order, so that two names are independent of each other:
+
+            u_j = frac(shift + order(j)/B),   shift and order of (seed, batch, name) alone
+        """
+        if self.spread is None:
+            return self.uniform(name, count, dtype=torch.float64)
+        if self.samples is None or isinstance(self.batch, Tensor) or int(self.samples.max()) >= self.spread:
+            raise ValueError(
+                f"places are spread over the {self.spread} samples of one global batch: give their indices"
+            )
+        everyone = Rng(self.seed, torch.arange(self.spread, device=self.device), self.batch)
+        order = everyone.uniform(name + "/order", self.spread, dtype=torch.float64).argsort(stable=True).argsort()
+        shift = Rng(self.seed, self.samples[:1] * 0, self.batch).uniform(name + "/shift", 1, dtype=torch.float64)
+        return (shift + order[self.samples].double() / self.spread) % 1
+
     @property
     def device(self) -> torch.device:
         """Where draws are made."""
@@ -73,7 +92,8 @@ class Rng:
         """The randomness of whole groups of `size` consecutive samples: one draw for all their members."""
         if self.samples is None or len(self.samples) % size or (self.samples[0] % size != 0):
             raise ValueError(f"a slice must hold whole groups of {size} samples")
-        return Rng(self.seed, self.samples[::size] // size, self.batch)
+        spread = None if self.spread is None else self.spread // size
+        return Rng(self.seed, self.samples[::size] // size, self.batch, spread)
 
     def _bits(self, name: str, shape: tuple[int, ...]) -> Tensor:
         samples = self.samples

@@ -56,8 +56,9 @@ class Guided:
     def repeated(context: Any, rows: int, copies: int) -> Any:
         return context if copies == 1 or context is None else context[torch.arange(rows) // copies]
 
-    def jump(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return self.path.move(x, self.velocity(x, t, s), t, s)
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, told: Tensor | None = None) -> Tensor:
+        """told: the target that the network is told; s unless given, t for its local estimate."""
+        return self.path.move(x, self.velocity(x, t, s if told is None else told), t, s)
 
 
 Sampler = Callable[[Guided, Tensor, Tensor], Sampled]
@@ -82,7 +83,7 @@ def pushforward(model: Guided, x: Tensor, times: Tensor) -> Sampled:
 def ddim(model: Guided, x: Tensor, times: Tensor) -> Sampled:
     """The jump by the local estimate, v(x, t, t): a network that is not told where it lands (2010.02502). On the
     linear path this is Euler's method."""
-    return _loop(model, x, times, lambda x, t, s, i: model.path.move(x, model.velocity(x, t, t), t, s))
+    return _loop(model, x, times, lambda x, t, s, i: model.jump(x, t, s, told=t))
 
 
 def euler(model: Guided, x: Tensor, times: Tensor) -> Sampled:

@@ -33,16 +33,20 @@ class TwoPass:
             return self.model.logits(x_t, t, s, context)
         asked = (x_t, t, context) if rows is None else (x_t[rows], t[rows], None if context is None else context[rows])
         with torch.no_grad():
-            guess = self.model.codebook.expected(self.model.logits(asked[0], asked[1], asked[1], asked[2]))
+            first = self.model.logits(asked[0], asked[1], asked[1], asked[2])
+            guess = self.model.path.expected(self.model.codebook, first, asked[0])
         if rows is not None:
             guess = torch.zeros_like(x_t, dtype=guess.dtype).index_copy(0, rows, guess)
         return self.model.logits(x_t, t, s, context, self_cond=guess)
 
+    def endpoint(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
+        return self.model.path.expected(self.model.codebook, self.logits(x_t, t, s, context), x_t)
+
     def velocity(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
-        return self.model.path.secant(x_t, self.model.codebook.expected(self.logits(x_t, t, s, context)), t)
+        return self.model.path.secant(x_t, self.endpoint(x_t, t, s, context), t)
 
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
-        return self.model.path.move(x_t, self.velocity(x_t, t, s, context), t, s)
+        return self.model.path.jump(x_t, self.endpoint(x_t, t, s, context), t, s)
 
 
 def drawn(rng: Rng, count: int, share: float) -> Tensor | None:

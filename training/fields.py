@@ -150,7 +150,8 @@ class ImageConfig:
     """flow-matching, imm, shortcut, mean-flow, improved-mean-flow, lagrangian, eulerian, progressive, consistency,
     continuous-consistency, trajectory, terminal-velocity, alpha-flow, drifting, energy"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
-    """the objective's own: k, group_size, kernel, diagonal, power, times (uniform or logit-normal), …"""
+    """the objective's own: k, group_size, kernel, diagonal, power, times (uniform or logit-normal), …; low_discrepancy true:
+    times spread evenly over the batch"""
     path: Literal["linear", "cosine"] = "linear"
     """between image and noise"""
     parameterisation: Literal["euler-fm", "simple-edm", "endpoint"] = "euler-fm"
@@ -187,21 +188,28 @@ class FlowConfig:
     too; the baselines autoregressive and masked (diffusion), which have tokens for states"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
     """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point, times (uniform,
-    logit-normal, decode-error or decode-error-mixed); of masked: blanks (time, count), time_conditioning; …"""
+    logit-normal; running, gumbel: where cross-entropy is found to fall; one-hot: decode-error, decode-error-mixed; vlb: learned);
+    low_discrepancy true: times spread evenly over the batch; of masked: blanks (time, count), time_conditioning; …"""
     start: str | None = None
     """begin with the weights of this run, of the same sizes and codes, instead of fresh ones; path and objective may differ"""
     teacher: str | None = None
     """a run whose frozen denoiser is learned from in the place of the text's tokens (objectives with a few-step part)"""
     project: bool = False
     """take out of the few-step loss's gradient what goes against the denoiser's"""
-    codebook: Literal["one-hot", "embedding", "bits"] = "one-hot"
-    """what a token's state is"""
+    codebook: Literal["one-hot", "embedding", "sphere", "bits", "table"] = "one-hot"
+    """what a token's state is; sphere: learned codes on great circles, with path slerp; table: an encoder's, frozen"""
     state_size: Count = 32
-    """of learned codes"""
+    """of learned codes, and of an encoder's after PCA"""
+    encoder: str | None = None
+    """table: the transformers model that gives the codes, by name or path"""
+    encoder_states: Literal["input", "hidden"] = "input"
+    """table: of its input embedding, or what it makes of each token alone"""
     prior: bool = False
     """add to the logits what a token's own state says of it (the matched filter)"""
-    path: Literal["linear", "cosine"] = "linear"
-    """between code and noise"""
+    prior_ramp: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """prior: share of the steps over which it is brought in"""
+    path: Literal["linear", "cosine", "slerp"] = "linear"
+    """between code and noise; slerp: on the sphere, for cross-entropy and jumps"""
     prompts: Annotated[float, Field(ge=0, le=1)] = 0.0
     """text: share of the windows that begin with a known stretch of any length"""
     width: Count = 128

@@ -45,7 +45,6 @@ def teach_from(objective: Any, run: str, model: FlowLM, tokenizer: Any, device: 
                 f"flow.teacher {run} has {name} {getattr(teacher.config, name)!r}, this run {getattr(ours, name)!r}: they must agree"
             )
     frozen = teacher.map.to(device).requires_grad_(False)
-    if ours.codebook == "embedding":
-        model.map.codebook.load_state_dict(frozen.codebook.state_dict())
-        model.map.codebook.requires_grad_(False)
+    model.map.codebook.load_state_dict(frozen.codebook.state_dict())
+    model.map.codebook.requires_grad_(False)
     objective.frozen = (frozen,)

@@ -8,9 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flowmap.path import PATHS
+from flowlm.encoder_codes import encoder_codes
+from flowmap.clocks import Gumbel, Monotone, Running
 from flowmap.rng import Rng
 from flowmap.schedule import DecodeError
+from flowmap.sphere import TOKEN_PATHS
 from training.config import FlowConfig, RunConfig
 from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
@@ -38,12 +40,26 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         plan, objective, vocab_size=len(tokenizer), length=train.source.length, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
+    if (plan.codebook == "table") != (plan.encoder is not None):
+        raise ValueError(
+            "flow.codebook table and flow.encoder, whose codes it holds, go together: give both or neither"
+        )
+    if plan.encoder is not None:
+        model.map.codebook.table.copy_(encoder_codes(plan.encoder, tokenizer, plan.state_size, plan.encoder_states))
     if plan.start:
         begin_with(model, plan.start, tokenizer)
     if plan.teacher:
         teach_from(objective, plan.teacher, model, tokenizer, accelerator.device)
+    ramp = round(plan.prior_ramp * config.training.steps) if plan.prior else 0
+    if ramp:
+        model.map.ramp_prior()
+
+    def begin(step: int) -> None:
+        if ramp:
+            model.map.prior_share.fill_(min(1.0, (step + 1) / ramp))
 
     def save(folder: Path, state: dict[str, Tensor]) -> None:
+        state = {name: value for name, value in state.items() if name != "prior_share"}
         model.save_pretrained(folder, state_dict={f"map.{name}": value for name, value in state.items()})
         tokenizer.save_pretrained(folder)
 
@@ -57,17 +73,25 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         validation=validation,
         save=save,
         project=plan.project,
+        begin=begin,
         facts=facts | {"parameters": sum(p.numel() for p in model.parameters()), "length": train.source.length},
     )
 
 
 def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
-    """Those of images, and of one-hot codes two that look where they are decided."""
-    path = PATHS[plan.path]()
-    if plan.codebook != "one-hot":
-        return dict(TIMES)
-    law = partial(DecodeError, size, path)
-    return {**TIMES, "decode-error": law, "decode-error-mixed": partial(law, uniform=0.1)}
+    """Those of images and those that learn where tokens are decided; for one-hot codes it is known."""
+    path = TOKEN_PATHS[plan.path]()
+    laws: dict[str, Any] = {**TIMES, "running": Running}
+    if plan.path == "slerp":  # what follows looks at signal and noise
+        return laws
+    laws["gumbel"] = partial(Gumbel, path)
+    if plan.codebook == "one-hot":
+        law = partial(DecodeError, size, path)
+        laws |= {"decode-error": law, "decode-error-mixed": partial(law, uniform=0.1)}
+    if plan.objective == "vlb":
+        ends: dict[str, Any] = {name: plan.options[name] for name in ("t_min", "t_max") if name in plan.options}
+        laws["learned"] = partial(Monotone, path, **ends)
+    return laws
 
 
 def _data(config: RunConfig, plan: FlowConfig, quiet: bool) -> tuple[Any, FlowWindows, list[Any], dict[str, Any]]:

@@ -116,10 +116,13 @@ def train(
     clock, window, waited = time.perf_counter(), Metrics(), 0.0
     for step in bar:
         # ------------------------------------------------------------ one training step
+        if task.begin:
+            task.begin(step)
         before = time.perf_counter()
         slices_of_step = _slices(task, accelerator, plan, step, device)
         waited += time.perf_counter() - before
         count = torch.zeros((), device=device)
+        statistics: dict[str, Tensor] = {}
         for m, (batch, rng) in enumerate(slices_of_step):
             last = m == len(slices_of_step) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(prepared):
@@ -131,6 +134,7 @@ def train(
                     accelerator.backward(loss.sum * accelerator.num_processes)
             count += loss.count
             window.add(loss)
+            statistics = {name: statistics.get(name, 0) + part for name, part in loss.statistics.items()}
         if projection:
             projection.settle(accelerator)
         count = accelerator.reduce(count, "sum")
@@ -146,6 +150,8 @@ def train(
             optimizer.zero_grad()
         for kept in averages.values():
             kept.update_parameters(task.trainable)
+        if statistics:
+            task.objective.learn({name: accelerator.reduce(statistics[name], "sum") for name in sorted(statistics)})
         # ------------------------------------------------------------
         done = step + 1
         saves = done % plan.checkpoint_every == 0 or done == plan.steps
@@ -189,7 +195,8 @@ def evaluate(task: Task, module: SliceLoss, average: AveragedModel | None, devic
     with swapped(task, average):
         for n, make in enumerate(task.validation):
             batch = make().to(device)
-            metrics.add(module(batch, Rng(0, torch.arange(batch.size, device=device), n), 0))
+            spread = batch.size if task.objective.low_discrepancy else None
+            metrics.add(module(batch, Rng(0, torch.arange(batch.size, device=device), n, spread), 0))
         more = task.probe() if task.probe else {}
     module.train()
     return metrics.means() | more
@@ -221,11 +228,12 @@ class Metrics:
 def _slices(task: Task, accelerator: Accelerator, plan: TrainingConfig, step: int, device: torch.device):
     """This rank's micro-batches: consecutive slices of the global batch, each with its own randomness."""
     size = plan.batch_size // (accelerator.num_processes * plan.accumulation)
+    spread = plan.batch_size if task.objective.low_discrepancy else None
     result = []
     for m in range(plan.accumulation):
         low = (accelerator.process_index * plan.accumulation + m) * size
         samples = torch.arange(low, low + size)
-        rng = Rng(task.train_seed, samples.to(device), step)
+        rng = Rng(task.train_seed, samples.to(device), step, spread)
         result.append((task.train.batch(step, samples).to(device), rng))
     return result
 

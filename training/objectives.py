@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from flowmap.objectives import Objective
+from flowmap.signal import SignalLaw
 from flowmap.times import LogitNormal, TimeLaw, Uniform
 
-TIMES: Mapping[str, Callable[[], TimeLaw]] = {"uniform": Uniform, "logit-normal": LogitNormal}
+Laws = Mapping[str, Callable[[], TimeLaw | SignalLaw]]
+TIMES: Laws = {"uniform": Uniform, "logit-normal": LogitNormal}
 
 
 class Plan(Protocol):
@@ -21,13 +23,15 @@ def build_objective(
     section: str,
     plan: Plan,
     known: dict[str, type[Objective]],
-    laws: Mapping[str, Callable[[], TimeLaw]] = TIMES,
+    laws: Laws = TIMES,
 ) -> Objective:
-    """section: of the configuration, for what is said of a mistake. The option `times` is the name of one of laws."""
+    """section: of the configuration, for what is said of a mistake. The option `times` is the name of one of laws;
+    `low_discrepancy`, of any objective with times, spreads them evenly over the global batch."""
     if plan.objective not in known:
         raise ValueError(f"unknown objective {plan.objective!r}: known are {', '.join(known)}")
     kind = known[plan.objective]
     options: dict[str, Any] = dict(plan.options)
+    even = options.pop("low_discrepancy", False)
     if "times" in options:
         if options["times"] not in laws:
             raise ValueError(f"{section}.options times {options['times']!r}: known are {', '.join(laws)}")
@@ -44,4 +48,8 @@ def build_objective(
     for name, value in options.items():
         if isinstance(value, str) and isinstance(takes[name], int | float):
             raise ValueError(f"{section}.options {name} {value!r} must be a number, as {takes[name]!r} is")
-    return kind(**options)
+    if even not in (True, False) or (even and "times" not in takes):
+        raise ValueError(f"{section}.options low_discrepancy {even!r}: true or false, of an objective that has times")
+    objective = kind(**options)
+    objective.low_discrepancy = even
+    return objective

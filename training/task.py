@@ -20,7 +20,8 @@ class Task:
     """model: what the objective is given. trainable: the part of it that is optimised and averaged,
     found under `prefix` in the model's state. validation: a fixed list of batches' makers.
     save(folder, state): write a from_pretrained folder with these weights. facts: for the record. probe: more
-    validation metrics, of the weights as they stand. project: the few-step part of the gradient gives way to the rest."""
+    validation metrics, of the weights as they stand. begin(step): before each step, for what depends on it in the model.
+    project: the few-step part of the gradient gives way to the rest."""
 
     model: nn.Module
     trainable: nn.Module
@@ -32,4 +33,5 @@ class Task:
     save: Callable[[Path, dict[str, Tensor]], None]
     facts: dict[str, Any] = field(default_factory=dict)
     probe: Callable[[], dict[str, float]] | None = None
+    begin: Callable[[int], None] | None = None
     project: bool = False

@@ -17,12 +17,14 @@ class Loss:
 
     sum: scalar to differentiate. count: scalar, what the sum is divided by.
     metrics: name → (sum, count), both detached scalars, added over slices like the loss itself.
+    statistics: what the objective wants to hear of the whole global batch, detached sums, added over slices and ranks.
     few_step: the part of sum that is not about the diagonal s = t, where a method has one.
     """
 
     sum: Tensor
     count: Tensor
     metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     few_step: Tensor | None = None
 
 
@@ -47,14 +49,19 @@ class Objective(nn.Module):
     coupling says what a slice of a global batch must hold together: "sample" (nothing), "group"
     (groups of `group_size` never straddle a slice) or "batch" (the whole global batch).
     teacher_decay: of the moving average of the weights that `teacher` is; None: it needs no teacher.
+    low_discrepancy: times are spread evenly over the global batch (`Rng.place`).
     """
 
     coupling: ClassVar[Literal["sample", "group", "batch"]] = "sample"
     group_size: int = 1
     teacher_decay: float | None = None
+    low_discrepancy: bool = False
 
     def forward(self, model: nn.Module, batch: Any, *, teacher: nn.Module | None = None, rng: Rng, step: int) -> Loss:
         raise NotImplementedError
+
+    def learn(self, statistics: dict[str, Tensor]) -> None:
+        """Called after every optimizer step, with the statistics of its global batch."""
 
 
 def mean_square(x: Tensor) -> Tensor:

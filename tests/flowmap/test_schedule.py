@@ -37,7 +37,7 @@ def test_drawn_times_make_progress_uniform_and_a_share_of_them_is_even():
     assert stats.kstest(law.draw(rng, "t", n).numpy(), "uniform").pvalue < 1e-10
     mixed = DecodeError(64, uniform=0.25, low=0.1).draw(rng, "t", n)
     assert mixed.min() >= 0.1 and mixed.max() <= 1
-    late = law.time_of(torch.tensor([0.01])).item()  # past it nothing but the even draws are expected
+    late = law.time_at(torch.tensor([0.01])).item()  # past it nothing but the even draws are expected
     assert (mixed > late).double().mean().item() == pytest.approx(0.25 * (1 - late) / 0.9 + 0.75 * 0.01, abs=0.01)
 
 
@@ -45,7 +45,7 @@ def test_drawn_times_make_progress_uniform_and_a_share_of_them_is_even():
 def test_time_is_the_inverse_of_progress_at_any_size(size):
     law = DecodeError(size)
     tau = torch.linspace(0.002, 0.998, 50, dtype=torch.float64)
-    torch.testing.assert_close(law.progress(law.time_of(tau)), tau, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(law.progress(law.time_at(tau)), tau, atol=2e-5, rtol=1e-4)
 
 
 def test_one_token_is_refused():

@@ -367,6 +367,8 @@ def test_what_cannot_be_is_refused():
         CrossEntropy(t_min=0.0)
     with pytest.raises(ValueError, match="< 1 for log-snr"):
         VariationalBound(t_max=1.0)
+    with pytest.raises(ValueError, match="known are log-snr"):
+        VariationalBound(law="snr")
     with pytest.raises(ValueError, match="forms are"):
         EulerianKL(form="square")
 

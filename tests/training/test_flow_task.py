@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertModel
 
 from flowlm import FlowLM
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES
@@ -19,6 +19,7 @@ from tests.training.harness import (
     write_preset,
 )
 from training.config import load_preset, override
+from training.data.tokenizer import word_tokenizer
 from training.loop import train
 from training.run_dir import model_folder
 from training.tasks import build
@@ -129,10 +130,122 @@ def test_every_objective_trains_a_flow_language_model(config, tmp_path, name):
     assert train(settings, tmp_path / "run", build, quiet=True)["loss"] > 0
 
 
-@pytest.mark.parametrize("law", ["uniform", "logit-normal", "decode-error", "decode-error-mixed"])
-def test_every_law_of_time_by_name(config, tmp_path, law):
-    settings = config(flow__options={"times": law}, flow__codebook="one-hot")
-    assert train(settings, tmp_path / "run", build, quiet=True)["loss"] > 0
+LAWS = ["uniform", "logit-normal", "decode-error", "decode-error-mixed", "running", "gumbel", "learned"]
+
+
+def with_law(config, law, objective="cross-entropy", **more):
+    """20 steps by this law, times spread evenly."""
+    settings = config(flow__codebook="one-hot", flow__objective=objective, training__steps=20, **more)
+    settings.flow.options.clear()
+    settings.flow.options.update(times=law, low_discrepancy=True)
+    return settings
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_every_law_of_time_trains_and_a_run_stopped_on_the_way_ends_bit_identical(config, tmp_path, law):
+    settings = with_law(config, law, "vlb" if law == "learned" else "cross-entropy")
+    assert train(settings, tmp_path / "whole", build, quiet=True)["loss"] > 0
+    stopped(lambda: train(settings, tmp_path / "broken", build, quiet=True), step=15)
+    train(settings, tmp_path / "broken", build, quiet=True)
+    whole, broken = state(tmp_path / "whole"), state(tmp_path / "broken")
+    for part in ("trainable", "objective"):
+        assert_equal(whole[part], broken[part])
+    assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
+    learns = law in ("running", "gumbel", "learned")
+    assert bool(whole["objective"]) == learns
+
+
+@pytest.mark.parametrize("law, objective", [("running", "kl-psd"), ("gumbel", "vlb"), ("learned", "vlb")])
+def test_a_clock_hears_the_whole_batch_under_accumulation(config, tmp_path, law, objective):
+    for accumulation in (1, 4):
+        settings = with_law(config, law, objective, training__accumulation=accumulation)
+        train(settings, tmp_path / str(accumulation), build, quiet=True)
+    one, four = state(tmp_path / "1"), state(tmp_path / "4")
+    assert_equal(one["trainable"], four["trainable"], 1e-4)
+    assert_equal(
+        *(
+            {name: a / one["objective"][name].abs().max() for name, a in part["objective"].items()}
+            for part in (one, four)
+        ),
+        1e-3,
+    )
+    if law != "learned":
+        told = one["objective"]["times.told" if objective == "kl-psd" else "signal.times.told"]
+        kept = sum(0.995**n for n in range(20)) * 16 * 2  # two scored tokens a hand
+        share = 0.5 if objective == "kl-psd" else 1.0
+        assert told[1].sum() == pytest.approx(share * kept, rel=0.15 if share < 1 else 1e-9)
+
+
+def test_a_clock_of_two_processes_is_that_of_one(config, tmp_path):
+    more = {"flow__options": {"times": "running", "low_discrepancy": True}, "training__steps": 20}
+    train(config(**more), tmp_path / "one", build, quiet=True)
+    preset = write_preset(tmp_path / "p.yaml", {**TINY, **KINDS["suite"], **more}, extends="flow-poker")
+    process = launch([preset, "--run-dir", str(tmp_path / "two")], processes=2)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    for part, tolerance in (("trainable", 1e-4), ("objective", 1e-2)):  # nats and tokens of some hundred
+        assert_equal(state(tmp_path / "one")[part], state(tmp_path / "two")[part], tolerance)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """Of words that are not the suite's own, but hold them."""
+    folder = str(tmp_path_factory.mktemp("encoder"))
+    torch.manual_seed(0)
+    words = word_tokenizer(["the hand is a high card one two pair full house straight royal flush"])
+    size = {"hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(words), **size)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+PRIOR = {"flow__prior": True, "flow__prior_ramp": 0.5, "training__steps": 20}
+
+
+@pytest.mark.parametrize("kind", ["sphere", "table", "ramp", "ramp, teacher"])
+def test_codes_and_ramps_survive_a_stop(config, encoder, tmp_path, kind):
+    more = {
+        "sphere": {"flow__codebook": "sphere", "flow__path": "slerp", "flow__objective": "cross-entropy", **PRIOR},
+        "table": {"flow__codebook": "table", "flow__encoder": encoder, "flow__encoder_states": "hidden"},
+        "ramp": PRIOR,
+        "ramp, teacher": {**PRIOR, **KINDS["teacher"]},
+    }[kind]
+    settings = config(**more)
+    if kind == "sphere":
+        settings.flow.options.clear()
+    train(settings, tmp_path / "whole", build, quiet=True)
+    stopped(lambda: train(settings, tmp_path / "broken", build, quiet=True), step=6)
+    train(settings, tmp_path / "broken", build, quiet=True)
+    whole, broken = state(tmp_path / "whole"), state(tmp_path / "broken")
+    for part in ("trainable", *(["teacher"] if "teacher" in kind else [])):
+        assert_equal(whole[part], broken[part])
+    assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
+    model = AutoModel.from_pretrained(model_folder(tmp_path / "whole"))
+    assert not any("prior_share" in name for name in model.state_dict())
+    if kind == "table":  # frozen, and saved with the model
+        codes = model.map.codebook.codes()
+        assert torch.equal(codes, whole["trainable"]["codebook.table"]) and not codes.requires_grad
+        assert torch.allclose(codes.norm(dim=-1), torch.tensor(2.0))
+    else:
+        assert whole["trainable"]["prior_share"] == 1 and model.config.prior and model.map.prior_share is None
+
+
+def test_the_filter_comes_in_over_the_ramp_and_is_whole_behind_it(config):
+    from accelerate import Accelerator
+
+    task = build(config(**PRIOR), Accelerator(cpu=True))
+    x, t, shares = torch.randn(2, 6, 4), torch.tensor([0.3, 0.6]), []
+    with torch.no_grad():
+        for step in range(20):
+            task.begin(step)
+            shares.append(float(task.model.prior_share))
+            own = task.model.codebook.prior_logits(x, 1 - t, t)
+            assert torch.allclose(
+                task.model.logits(x, t, t), shares[-1] * own, atol=1e-5
+            )  # a fresh network adds nothing
+    assert shares == pytest.approx([min(1, (n + 1) / 10) for n in range(20)])
+    at_once = build(config(**{**PRIOR, "flow__prior_ramp": 0.0}), Accelerator(cpu=True))
+    assert at_once.model.prior_share is None
 
 
 def test_wrong_options_are_one_line(config, tmp_path):
@@ -145,12 +258,15 @@ def test_wrong_options_are_one_line(config, tmp_path):
         ({"flow__options": {"boundry": 1}}, "no option 'boundry'"),
         (
             {"flow__codebook": "one-hot", "flow__options": {"times": "noon"}},
-            "known are uniform, logit-normal, decode-error",
+            "known are uniform, logit-normal, running, gumbel, decode-error, decode-error-mixed$",
         ),
         (
             {"flow__codebook": "embedding", "flow__options": {"times": "decode-error"}},
-            "known are uniform, logit-normal$",
+            "known are uniform, logit-normal, running, gumbel$",
         ),
+        ({"flow__options": {"low_discrepancy": 2}}, "true or false"),
+        ({"flow__codebook": "table"}, "give both or neither"),
+        ({"flow__codebook": "sphere"}, "set the path slerp"),
         ({"flow__options": {"diagonal": "x"}}, "must be a number"),
         ({"head__name": "independent"}, "exclude each other"),
     ):

@@ -40,9 +40,14 @@ class TokenStates:
     @property
     def count(self) -> Tensor:
         """Scored tokens, as a number to divide by."""
+        return self.counts.sum()
+
+    @property
+    def counts(self) -> Tensor:
+        """Scored tokens of each sample, (batch,)."""
         if self.scored is None:
-            return torch.tensor(float(self.tokens.numel()), device=self.tokens.device)
-        return self.scored.sum().float()
+            return torch.full((self.size,), float(self.tokens.shape[1]), device=self.tokens.device)
+        return self.scored.sum(1).float()
 
     def __getitem__(self, rows: Tensor) -> "TokenStates":
         context, scored = (None if part is None else part[rows] for part in (self.context, self.scored))
@@ -115,17 +120,19 @@ class TokenObjective(Objective):
         total = few_step = torch.zeros((), device=x.t.device)
         metrics = dict.fromkeys(("cross_entropy", "few_step_kl"), (total, total))  # ranks must name the same
         local, few = (torch.nonzero(mask)[:, 0] for mask in (on_diagonal, ~on_diagonal))
+        metric = total.new_zeros(0)
         if len(local):
             part = x[local]
             error, metric = self.local_error(asked(model, part.told), part)
             total = total + error.sum() + self.fixed_point * self._gap_of_passes(model, part)
             metrics["cross_entropy"] = (metric.sum().detach(), batch[local].count)
+        statistics = self.times.statistics(x.t[local], metric, batch[local].counts)
         if len(few):
             part = x[few]
             error, weight = self.divergence(asked(model, part.told), asked(teacher or model, part.told), part, step)
             few_step = (weight * error).sum()
             metrics["few_step_kl"] = (error.sum().detach(), batch[few].count)
-        return Loss(total + few_step, batch.count, metrics, few_step)
+        return Loss(total + few_step, batch.count, metrics, statistics, few_step)
 
     def local_error(self, model: Any, x: NoisedTokens) -> tuple[Tensor, Tensor]:
         """(what is minimised on the diagonal, the cross-entropy to be told of), (rows,) each."""
@@ -148,6 +155,9 @@ class TokenObjective(Objective):
         with torch.no_grad():
             second = in_full(asked(model, part.told).logits(part.x_t, part.t, part.t, part.context)).softmax(-1)
         return kl(second, model.logits(part.x_t, part.t, part.t, part.context)).sum()
+
+    def learn(self, statistics: dict[str, Tensor]) -> None:
+        self.times.learn(statistics)
 
     def noised(self, model: Any, batch: TokenStates, rng: Rng, step: int) -> tuple[NoisedTokens, Tensor]:
         """The batch at its times, and which of its samples are on the diagonal."""

@@ -55,7 +55,10 @@ class OnStates(Objective):
             few = self.few(Open(model, open_), states, teacher=teacher, rng=rng, step=step)
         count = torch.tensor(float(batch.size), device=few.sum.device)
         metrics = {"cross_entropy": loss.metrics["cross_entropy"], "few_step": (few.sum.detach(), count), **few.metrics}
-        return Loss(loss.sum + self.weight * batch.tokens.shape[1] * few.sum, loss.count, metrics)
+        return Loss(loss.sum + self.weight * batch.tokens.shape[1] * few.sum, loss.count, metrics, loss.statistics)
+
+    def learn(self, statistics: dict[str, Tensor]) -> None:
+        self.diagonal.learn(statistics)
 
 
 class MomentMatchingOnStates(OnStates):

@@ -7,10 +7,9 @@ N(0, ν²σ²I): zero at t_max = 1, and without it the rest is no bound below. H
 Codes learn through all three terms. sum/count is nats a token: times N, a bound on −log P of a sequence.
 """
 
-import math
+from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from flowmap.objectives.base import Loss, Objective
@@ -18,13 +17,14 @@ from flowmap.objectives.tokens.base import TokenStates, cross_entropy
 from flowmap.path import Path
 from flowmap.rng import Rng
 from flowmap.self_conditioning import asked, drawn
+from flowmap.signal import Cut, LogSNR, SignalLaw
+from flowmap.times import TimeLaw
 
 
 class VariationalBound(Objective):
-    """law: of the one time a sample. "log-snr": uniform in λ = log S, even over scales. "logistic": λ ~ center +
-    scale·logistic, cut to the range, for less variance where most of the integral is known to be; center 0 and scale 2
-    are uniform in t on the linear path with ν = 1. It allows t_max = 1. self_conditioning: share of the samples asked by two
-    passes."""
+    """times: law of the one time a sample, one of S or any law of time, cut to [t_min, t_max]. None: `signal.LogSNR`, "log-snr"
+    uniform in λ = log S, even over scales, or "logistic" with its center and scale, which allows t_max = 1. self_conditioning:
+    share of the samples asked by two passes."""
 
     def __init__(
         self,
@@ -33,52 +33,51 @@ class VariationalBound(Objective):
         law: Literal["log-snr", "logistic"] = "log-snr",
         center: float = 0.0,
         scale: float = 2.0,
+        times: TimeLaw | SignalLaw | None = None,
         self_conditioning: float = 0.0,
     ) -> None:
         super().__init__()
         self.self_conditioning = self_conditioning
-        if not 0 < t_min < t_max <= 1 or (law == "log-snr" and t_max == 1):
-            raise ValueError(f"times from {t_min} to {t_max} by {law!r}: 0 < t_min < t_max ≤ 1, < 1 for log-snr")
-        if scale < 1:
-            raise ValueError(f"scale {scale} below 1: the weight of the noisiest times would have no bound")
-        self.t_min, self.t_max, self.law, self.center, self.scale = t_min, t_max, law, center, scale
+        if law not in ("log-snr", "logistic"):
+            raise ValueError(f"unknown law {law!r} of the bound's times: known are log-snr, logistic")
+        self.t_min, self.t_max = t_min, t_max
+        if times is None:
+            self.signal: SignalLaw = LogSNR(t_min, t_max, center, scale if law == "logistic" else None)
+        else:
+            self.signal = times if isinstance(times, SignalLaw) else Cut(times, t_min, t_max)
 
     def forward(self, model, batch: TokenStates, *, teacher=None, rng: Rng, step: int) -> Loss:
         model = asked(model, drawn(rng, batch.size, self.self_conditioning))
         x_0 = model.codebook.encode(batch.tokens)
         told = x_0 if batch.scored is None else x_0 * batch.scored[..., None]
-        prior = self.log_snr(model.path, self.t_max).exp().to(x_0) / 2 * told.square().flatten(1).sum(1)
+        t_min, t_max = self.signal.ends(model.path, x_0.device)
+        noisiest = model.path.snr(t_max) / model.path.noise_scale**2
+        prior = noisiest.to(x_0) / 2 * told.square().flatten(1).sum(1)
 
-        t, weight = (part.to(x_0) for part in self.draw(model.path, rng, batch.size))
+        looks = self.signal.draw(model.path, rng.place("t", batch.size))
+        t, weight = looks.t.to(x_0), looks.weight.to(x_0)
         x_t = model.path.noise(x_0, model.path.draw_noise(rng, "eps", x_0), t)
-        g = model.codebook.expected(model.logits(x_t, t, t, batch.context))
-        drift = weight * (x_0 - g).square().flatten(1).sum(1)
+        now = t.detach()
+        logits = model.logits(x_t, now, now, batch.context)
+        drift = weight * (x_0 - model.codebook.expected(logits)).square().flatten(1).sum(1)
 
-        least = torch.full_like(t, self.t_min)
+        least = t_min.to(x_0).expand(batch.size)
         x_least = model.path.noise(x_0, model.path.draw_noise(rng, "eps_min", x_0), least)
-        reading = cross_entropy(model.logits(x_least, least, least, batch.context), batch.tokens)
+        now = least.detach()
+        reading = cross_entropy(model.logits(x_least, now, now, batch.context), batch.tokens)
 
         count = batch.count
         parts = {"prior": prior, "drift": drift, "reading": reading}
         metrics = {name: (part.sum().detach(), count) for name, part in parts.items()}
-        return Loss((prior + drift + reading).sum(), count, metrics)
+        nats = partial(cross_entropy, logits.detach(), batch.tokens)
+        statistics = self.signal.statistics(looks, drift, nats, batch.counts)
+        total = (prior + drift + reading).sum() + self.signal.lesson(looks, drift).to(x_0)
+        return Loss(total, count, metrics, statistics)
 
     def draw(self, path: Path, rng: Rng, count: int) -> tuple[Tensor, Tensor]:
-        """(t, ½·|dS/du|), (count,), where t = t(u), u ~ U(0, 1): the weight that makes the estimate unbiased. float64."""
-        u = rng.uniform("t", count, dtype=torch.float64)
-        first, last = (self.log_snr(path, end) for end in (self.t_max, self.t_min))
-        if self.law == "log-snr":
-            lam = first + (last - first) * u
-            dlam_du = last - first
-        else:
-            low, high = (torch.sigmoid((end - self.center) / self.scale) for end in (first, last))
-            f = (low + (high - low) * u).clamp(1e-12, 1 - 1e-12)
-            lam = self.center + self.scale * torch.logit(f)
-            dlam_du = (high - low) * self.scale / (f * (1 - f))
-        t = path.from_ratio((-lam / 2).exp() / path.noise_scale)  # σ/α
-        return t, lam.exp() * dlam_du / 2
+        """(t, ½·dS/du), (count,), float64: times and the weights that make the estimate unbiased."""
+        looks = self.signal.draw(path, rng.place("t", count))
+        return looks.t, looks.weight
 
-    @staticmethod
-    def log_snr(path: Path, t: float) -> Tensor:
-        """λ = log(α²/(σ²ν²))."""
-        return path.log_snr(torch.tensor(t, dtype=torch.float64)) - 2 * math.log(path.noise_scale)
+    def learn(self, statistics: dict[str, Tensor]) -> None:
+        self.signal.learn(statistics)
