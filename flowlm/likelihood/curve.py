@@ -62,7 +62,9 @@ def measure(
     """states: training text. draws: network calls a row, 2 at least. end: the largest S, default that of the model's t_min."""
     check(model, states.tokens, states.context)
     if draws < 2 or draws * states.size < 4 * cells:
-        raise ValueError(f"{states.size} sequences, {draws} draws each: a curve of {cells} cells takes {4 * cells} of them")
+        raise ValueError(
+            f"{states.size} sequences, {draws} draws each: a curve of {cells} cells takes {4 * cells} of them"
+        )
     assert rng.samples is not None
     scored, clean = scored_tokens(states), model.codebook.encode(states.tokens[:256])
     length = float(clean.square().sum(-1).mean()) * float(scored.mean())

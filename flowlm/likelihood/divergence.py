@@ -42,14 +42,14 @@ class Field:
             y = y.detach().requires_grad_()
             out = self(y, r)
             if not out.requires_grad:
-                return out.detach(), torch.zeros(1 if probes is None else len(probes), len(y), dtype=torch.float64)
+                return out.detach(), y.new_zeros(1 if probes is None else len(probes), len(y), dtype=torch.float64)
             if probes is None:
                 rows = []
                 for n in torch.nonzero(self.free.any(0))[:, 0].tolist():
                     for d in range(y.shape[-1]):
                         (row,) = torch.autograd.grad(out[:, n, d].sum(), y, retain_graph=True)
                         rows.append((row[:, n, d] * self.free[:, n]).double())
-                found = sum(rows, torch.zeros(len(y), dtype=torch.float64))[None]
+                found = torch.stack(rows).sum(0)[None] if rows else y.new_zeros(1, len(y), dtype=torch.float64)
             else:
                 products = [torch.autograd.grad((out * v).sum(), y, retain_graph=True)[0] * v for v in probes]
                 found = torch.stack([p.double().flatten(1).sum(1) for p in products])

@@ -86,9 +86,7 @@ def _read(model: Denoiser, states: TokenStates, y: Tensor, snr: float) -> Tensor
     return cross_entropy(model.logits(x_t, t, t, states.context), states.tokens).double()
 
 
-def _back(
-    field: Field, y: Tensor, r: float, steps: int, method: str, rng: Rng, probes: int
-) -> tuple[Tensor, Tensor]:
+def _back(field: Field, y: Tensor, r: float, steps: int, method: str, rng: Rng, probes: int) -> tuple[Tensor, Tensor]:
     """y at r = 0, and ∫ div dr as each probe has it, (P or 1, B). Every stage has fresh probes."""
     ahead, weights = STAGES[method]
     h, gained = r / steps, torch.zeros(probes or 1, len(y), dtype=torch.float64, device=y.device)

@@ -1,6 +1,6 @@
 """The two quantities that every bound is a sum of, at any y-SNR S, and sequences taken through a network in chunks.
 
-    e²(S) = ‖c_x − ĉ_θ(x_S)‖²,  ĉ = Cᵀp_θ          CE(S) = Σ_l −log p_θ(x^l | x_S)                       (math.md §5)
+e²(S) = ‖c_x − ĉ_θ(x_S)‖²,  ĉ = Cᵀp_θ          CE(S) = Σ_l −log p_θ(x^l | x_S)                       (math.md §5)
 """
 
 from collections.abc import Iterator

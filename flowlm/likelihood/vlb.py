@@ -63,5 +63,3 @@ def drift(model: Denoiser, states: TokenStates, rng: Rng, clock: Clock, repeats:
                 apart, _ = errors(model, part.states, snr.to(u.device), part.rng, f"drift-{j}", sign)
                 found[part.draw.cpu(), part.row.cpu()] += weight * apart.cpu() / (2 * draws)
     return found
-
-

@@ -87,6 +87,7 @@ def test_a_state_is_noised_to_the_ratio_that_was_asked_for(path):
 
 def test_the_bound_is_tight_at_the_posterior_within_its_error(clock):
     found = vlb(SixHands(), *states(6000), clock, calls=16)
+    print(f"\nvlb: {2 * found.value:.4f} ± {2 * found.monte_carlo:.4f} nats, entropy {ENTROPY:.4f}")
     assert found.kind == "bound" and found.nfe == 16 and found.monte_carlo < 0.01
     assert 2 * found.value == pytest.approx(ENTROPY, abs=0.02)
 
@@ -110,6 +111,7 @@ def test_a_network_call_buys_three_times_the_precision_of_uniform_times(clock):
             loss = even(SixHands(), batch, rng=rng, step=0)
             theirs.append(float(loss.sum / loss.count))
     spread = [float(torch.tensor(values).var()) * cost for values, cost in ((ours, calls), (theirs, 2))]
+    print(f"\nvariance of a network call, uniform times over ours: {spread[1] / spread[0]:.2f}")
     assert spread[1] > 3 * spread[0], spread
 
 
@@ -129,6 +131,7 @@ PUBLISHED = {0: 4.76, 1: 3.92, 2: 3.53, 4: 3.16, 8: 2.87, 16: 2.68, 32: 2.57}
 def test_the_k_step_bound_of_the_posterior_is_the_known_one(steps, curve):
     grid = fit_grid(curve, steps)
     found = k_step(SixHands(), *states(3000), grid, draws=8 if steps < 16 else 4)
+    print(f"\nK = {steps}: {math.exp(found.value):.3f} a token")
     assert grid[0] == 0 and len(grid) == steps + 1 and found.kind == "bound"
     tolerance = 0.01 + 4 * found.monte_carlo * PUBLISHED[steps]
     assert math.exp(found.value) == pytest.approx(PUBLISHED[steps], abs=tolerance)
@@ -165,6 +168,7 @@ def test_the_steps_own_law_lies_below_its_bound_and_above_the_entropy(steps, cur
     grid = fit_grid(curve, steps)
     own = enumerated(Ancestral(SixHands(), grid), TOKENS, seed=3, draws=4000)
     bound = k_step(SixHands(), *states(1200), grid, draws=8)
+    print(f"\nK = {steps}: own law {2 * own.value:.3f}, bound {2 * bound.value:.3f} nats")
     assert ENTROPY < 2 * own.value < 2 * (bound.value - 4 * bound.monte_carlo)
     assert 2 * own.value == pytest.approx(OWN[steps], abs=0.04)  # the grid of the known number is not quite this one
 
@@ -175,6 +179,7 @@ def test_the_steps_own_law_lies_below_its_bound_and_above_the_entropy(steps, cur
 @pytest.mark.parametrize("snr, expected", [(1.0, 2.608), (4.0, 1.954), (9.0, 1.795)])
 def test_the_flow_agrees_with_the_known_values_and_tends_to_the_entropy(snr, expected):
     found = ode(SixHands(), *states(300), snr, steps=6)
+    print(f"\node from S = {snr:g}: {2 * found.value:.4f} ± {2 * found.monte_carlo:.4f} nats")
     assert found.kind == "estimate" and abs(found.details["step_doubling"]) < 2e-3
     assert 2 * found.value == pytest.approx(expected, abs=4 * 2 * found.monte_carlo)
 
@@ -211,6 +216,7 @@ def test_half_a_jacobian_falls_below_the_entropy_and_is_refused():
     with pytest.raises(ValueError, match="detach"):
         ode(HalfDetached(), *states(60), 20.0, steps=4)
     cheat = ode(HalfDetached(), *states(120), 20.0, steps=6, trusted=True)
+    print(f"\nhalf the Jacobian: {2 * cheat.value:.3f} ± {2 * cheat.monte_carlo:.3f} nats, entropy {ENTROPY:.4f}")
     assert 2 * cheat.value == pytest.approx(ENTROPY / 2, abs=4 * 2 * cheat.monte_carlo)
     assert 2 * cheat.value < ENTROPY - 8 * 2 * cheat.monte_carlo
 
@@ -275,6 +281,7 @@ def test_noise_from_near_the_text_finds_what_noise_from_anywhere_does():
     found = importance(law, batch, rng, inflation=0.8, snr=9.0, draws=8192)
     plain = enumerated(law, TOKENS, seed=0, draws=8000)
     error = math.hypot(found.monte_carlo, plain.monte_carlo)
+    print(f"\nimportance {found.details}, plain {plain.value:.4f} ± {plain.monte_carlo:.4f}")
     assert error < 0.05 and found.details["jackknife"] == pytest.approx(plain.value, abs=4 * error)
     falls = [found.details[f"bound_at_{n}"] for n in (1, 4, 16, 64)]
     assert sorted(falls, reverse=True) == falls and falls[-1] > plain.value

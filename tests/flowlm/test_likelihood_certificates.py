@@ -91,6 +91,7 @@ SCORERS = {
 def test_no_estimator_spends_more_than_the_whole_probability(kind, name):
     found = SCORERS[name](made(kind), TokenStates(STRINGS), kind)
     got = of_score(found)
+    print(f"\n{name}, {kind}: Σ exp(−score) = {got.total:.4f} ± {got.stderr:.4f}")
     assert got.holds, got
     if kind == "oracle" and name in ("vlb", "ode"):
         assert got.total == pytest.approx(1, abs=0.03 + 3 * got.stderr)
@@ -142,6 +143,7 @@ def test_a_network_that_is_fed_the_answer_breaks_it(name):
         got = of_score(importance(FewStep(model, 2), states, ALL, 0.85, 9.0, draws=256))
     else:
         got = of_score(SCORERS[name](model, states, "trained"))
+    print(f"\n{name}, fed the answer: {got.total:.2f} ± {got.stderr:.2f}")
     assert not got.holds, got
 
 
@@ -149,6 +151,7 @@ def test_an_estimate_carried_from_another_step_breaks_it():
     """At the posterior itself, which two noises of one text now inform."""
     grid = fit_grid(fitted("oracle")[1], 32)
     honest, carried = (k_step(m, TokenStates(STRINGS), ALL, grid, 32, trusted=True) for m in (SixHands(), Carries()))
+    print(f"\nhonest {of_score(honest)}, carried {of_score(carried)}, {float(carried.nats[VALID].mean()):.3f} nats")
     assert of_score(honest).holds and not of_score(carried).holds
     assert float(carried.nats[VALID].mean()) < ENTROPY - 0.3
 
