@@ -86,9 +86,9 @@ def test_a_state_is_noised_to_the_ratio_that_was_asked_for(path):
 
 
 def test_the_bound_is_tight_at_the_posterior_within_its_error(clock):
-    found = vlb(SixHands(), *states(6000), clock, calls=16)
+    found = vlb(SixHands(), *states(6000), clock, calls=48)
     print(f"\nvlb: {2 * found.value:.4f} ± {2 * found.monte_carlo:.4f} nats, entropy {ENTROPY:.4f}")
-    assert found.kind == "bound" and found.nfe == 16 and found.monte_carlo < 0.01
+    assert found.kind == "bound" and found.nfe <= 48 and found.monte_carlo < 0.005
     assert 2 * found.value == pytest.approx(ENTROPY, abs=0.02)
 
 
