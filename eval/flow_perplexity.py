@@ -184,7 +184,7 @@ def flow_records(run: FlowRun, made: Made, text: Scored, asked: Request) -> list
         )
         data = standard_error(sums[count > 0], count[count > 0])
     contract = {
-        "estimator": asked.estimator, "steps": made.steps or score.details.get("steps"), "nfe": made.nfe or score.nfe, "calls": score.nfe,
+        "estimator": asked.estimator, "steps": score.details.get("steps") if made.steps is None else made.steps, "nfe": made.nfe or score.nfe, "calls": score.nfe,
         "dtype": "float32", "ema": run.ema, "context": run.model.config.length,
         **({"sampler": asked.sampler} if asked.estimator == "sampler" else {}),
     }  # fmt: skip
@@ -215,7 +215,7 @@ def print_flow(run: FlowRun, records: list[dict[str, Any]]) -> None:
     print_row(f"\n{run.subject}", "value", "data error", "Monte Carlo error", "kind", "unit")
     for r in records:
         contract = r["contract"]
-        law = f"{contract['estimator']} {contract['steps'] or ''}".strip()
+        law = contract["estimator"] if contract["steps"] is None else f"{contract['estimator']} {contract['steps']}"
         error = f"{r['stderr']:.2g}" if r["stderr_over"] == "documents" and "stderr" in r else ""
         print_row(f"{law} {r['metric']}", f"{r['value']:.5g}", error, f"{r['monte_carlo']:.2g}", r["kind"], r["unit"])
 

@@ -67,6 +67,12 @@ def test_a_suite_is_scored_by_every_estimator(runs, tmp_path, capsys, estimator,
     assert (runs / "poker" / "records" / f"perplexity-poker-law-{estimator}.json").is_file()
 
 
+def test_no_step_at_all_is_the_cross_entropy_of_independent_tokens(runs, tmp_path, capsys):
+    found = records(runs, "poker", tmp_path, "--estimator", "k-step", "--steps", "0,1")
+    assert [(r["contract"]["steps"], r["contract"]["nfe"]) for r in found if r["metric"] == "nll"] == [(0, 1), (1, 2)]
+    assert "k-step 0 nll" in capsys.readouterr().out
+
+
 def test_text_has_both_errors_and_bits_per_byte(runs, tmp_path):
     found = records(runs, "prose", tmp_path, "--windows", "40")
     nll, bits = (next(r for r in found if r["metric"] == name) for name in ("nll", "bits_per_byte"))
