@@ -24,7 +24,7 @@ usage: leaplm COMMAND …        (leaplm COMMAND --help explains one)
            accelerate launch -m leaplm train poker …
   probe    joint validity of what a trained model emits at once
            leaplm probe runs/poker --suite poker --json poker.json
-  perplexity  likelihood of held-out text, exact or a bound: trunk, and joint head position by position
+  perplexity  likelihood of held-out text, exact or a bound: trunk, and joint head position by position; flow language models
            leaplm perplexity runs/independent runs/block-chain --json nll.json
   accept   how many drafted tokens the trunk lets stand, by rule and temperature
            leaplm accept runs/block-chain --verify token block
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 f"unknown command {argv[0]!r}: {'did you mean ' + near[0] + '?' if near else 'choose from ' + ', '.join(COMMANDS)}"
             )
-        COMMANDS[argv[0]](argv[1:])
+        code = COMMANDS[argv[0]](argv[1:])
     except BrokenPipeError:  # `leaplm … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be flushed there
         return 0
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("leaplm: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def train(argv: list[str]) -> None:
@@ -164,16 +164,16 @@ def demo(argv: list[str]) -> None:
     run(args.out, args.fast, ["leaplm", "demo", *argv])
 
 
-def command_of(module: str, name: str) -> Callable[[list[str]], None]:
+def command_of(module: str, name: str) -> Callable[[list[str]], int | None]:
     """A command of a module of eval, which is loaded when it is asked for."""
     return lambda argv: getattr(import_module(f"eval.{module}"), name)(argv)
 
 
-def commands_of(module: str, *names: str) -> dict[str, Callable[[list[str]], None]]:
+def commands_of(module: str, *names: str) -> dict[str, Callable[[list[str]], int | None]]:
     return {name: command_of(module, name) for name in names}
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo,
     "train": train,
     **commands_of("measuring_commands", "probe", "perplexity", "accept", "speed", "quality"),

@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 
+from flowlm.likelihood.score import Score, total_probability
 from training.data.store import TokenStore
 
 
@@ -42,3 +43,8 @@ def certify(score: Callable[[TokenStore], np.ndarray], vocab_size: int, length: 
     totals = np.exp(-nats).sum(1)
     error = totals.std(ddof=1) / len(totals) ** 0.5 if len(totals) > 1 else 0.0
     return Certificate(float(totals.mean()), float(error))
+
+
+def of_score(score: Score) -> Certificate:
+    """Of a score of every string there is."""
+    return Certificate(*total_probability(score))

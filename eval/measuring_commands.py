@@ -57,7 +57,7 @@ def probe(argv: list[str]) -> None:
     run(args, ["leaplm", "probe", *argv])
 
 
-def perplexity(argv: list[str]) -> None:
+def perplexity(argv: list[str]) -> int:
     """Likelihood of held-out text."""
     import tyro
 
@@ -66,12 +66,15 @@ def perplexity(argv: list[str]) -> None:
         """Exact likelihood of held-out text: the trunk's own chain; the joint head's block, position by position
         and in mean, beside the trunk on the same targets; the text cut into consecutive blocks and scored by
         the head alone (direct). With an independent head among the runs, the share of its gap to the trunk
-        that each other head closes."""
+        that each other head closes.
+        Of flow language models: a bound or an estimate, with its Monte Carlo error, its network calls and what it is;
+        clocks and grids are fitted on training text."""
 
         runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
         """run directories, checkpoints or model folders"""
         data: str | None = None
-        """stdlib, a local text or JSONL file or folder, or a Hub set; default what the run was trained on"""
+        """stdlib, a local text or JSONL file or folder, or a Hub set; default what the run was trained on. Flow language
+        models: a suite too"""
         text_column: str = "text"
         """with --data: the column that holds the text"""
         split: Literal["validation", "test"] = "validation"
@@ -80,6 +83,26 @@ def perplexity(argv: list[str]) -> None:
         """tokens of context at most, default the run's own"""
         blocks: tuple[int, ...] | None = None
         """block sizes to score, default those of 2, 4, 8, 16 that the head reaches"""
+        estimator: Literal["vlb", "k-step", "ode", "sampler"] | None = None
+        """flow language models: vlb, the bound in continuous time; k-step, of so many ancestral steps; ode, by the flow, an
+        estimate; sampler, what the few-step sampler itself spends; default vlb"""
+        steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4, 8)
+        """flow language models: of k-step, ode and sampler"""
+        sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
+        """flow language models: that --estimator sampler scores"""
+        calls: int = 16
+        """flow language models: network calls a sequence of vlb and k-step"""
+        draws: int = 4096
+        """flow language models: of the sampler's noise, where a suite's answers are listed"""
+        windows: int = 1024
+        """flow language models: sequences scored at most"""
+        fit: int = 256
+        """flow language models: sequences of training text that clocks, grids and inflations are fitted on"""
+        seed: int = 0
+        """flow language models: of the draws"""
+        certify: bool = False
+        """flow language models: score one position at every token of the vocabulary instead; exit code 1 if Σ exp(−score)
+        is above 1 by more than three errors"""
         json: Path | None = None
         """write the records here"""
 
@@ -88,9 +111,11 @@ def perplexity(argv: list[str]) -> None:
         raise ValueError("perplexity needs at least one run: leaplm perplexity RUN")
     if args.length is not None and args.length < 2:
         raise ValueError(f"--length {args.length} must be 2 at least")
+    if min(args.windows, args.fit, args.calls, args.draws) < 1 or not args.steps or min(args.steps) < 0:
+        raise ValueError("--windows, --fit, --calls and --draws must be 1 or above, --steps 0 or above")
     from eval.perplexity import run
 
-    run(args, ["leaplm", "perplexity", *argv])
+    return run(args, ["leaplm", "perplexity", *argv])
 
 
 def speed(argv: list[str]) -> None:

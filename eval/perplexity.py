@@ -1,4 +1,5 @@
-"""`leaplm perplexity`: likelihood of held-out text, trunk and joint head, with its data error; exact, or a bound."""
+"""`leaplm perplexity`: likelihood of held-out text with its data error; exact of a trunk, exact or a bound of a joint head, by
+estimators of its own of a flow language model."""
 
 import math
 from typing import Any
@@ -11,7 +12,7 @@ from eval.likelihood import (
     same_blocks,
     standard_error,
 )
-from eval.loading import LoadedRun, load_run
+from eval.loading import LoadedRun, load_run, model_type
 from eval.records import keep_records, record, write_records
 from eval.tables import print_row
 from training.config import DataConfig, TokenizerConfig
@@ -19,10 +20,15 @@ from training.data.corpus import load_corpus
 from training.data.store import TokenStore
 
 
-def run(args: Any, command: list[str]) -> None:
-    records: list[dict[str, Any]] = []
+def run(args: Any, command: list[str]) -> int:
+    """The exit code: 1 where a certificate was asked for and not passed."""
+    flows = [name for name in args.runs if model_type(name) == "leaplm-flow"]
+    others = [name for name in args.runs if name not in flows]
+    if others and (args.certify or args.estimator):
+        raise ValueError(f"{others[0]} is no flow language model: --estimator and --certify are of those alone")
+    records, failed = run_flows(flows, args, command)
     independent: dict[int, BlockLikelihood] = {}
-    loaded = sorted((load_run(name) for name in args.runs), key=lambda r: r.subject != "independent")
+    loaded = sorted((load_run(name) for name in others), key=lambda r: r.subject != "independent")
     for one in loaded:
         store, on, length = _text(one, args)
         made = measure(one, store, on, args.split, length, args.blocks, independent)
@@ -31,6 +37,30 @@ def run(args: Any, command: list[str]) -> None:
         records += made
     if args.json:
         write_records(args.json, command, records)
+    return int(failed)
+
+
+def run_flows(names: list[str], args: Any, command: list[str]) -> tuple[list[dict[str, Any]], bool]:
+    """Records of flow language models, and whether a certificate was not passed."""
+    from eval.flow import load_flow
+    from eval.flow_perplexity import measure_flow, print_certificate, print_flow
+
+    records: list[dict[str, Any]] = []
+    failed = False
+    for name in names:
+        flow = load_flow(name)
+        made, certificate = measure_flow(flow, args)
+        if certificate is not None:
+            print_certificate(flow, args.estimator or "vlb", flow.model.config.vocab_size, certificate)
+            failed |= not certificate.holds
+        if made:
+            first = made[0]
+            keep_records(
+                name, f"perplexity-{first['on']}-{first['split']}-{first['contract']['estimator']}", command, made
+            )
+            print_flow(flow, made)
+        records += made
+    return records, failed
 
 
 def measure(

@@ -37,11 +37,11 @@ class Written:
 
 
 class Draft(Guided):
-    """A token map behind a sampler's calls. passes: calls of the network for one answer. watch: hears every estimate."""
+    """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate."""
 
-    def __init__(self, model: TokenMap, known: Known | None, passes: int, watch: Watcher | None) -> None:
-        super().__init__(model if passes == 1 else TwoPass(model), known)
-        self.passes, self.watch = passes, watch
+    def __init__(self, model: TokenMap | TwoPass, known: Known | None, watch: Watcher | None) -> None:
+        super().__init__(model, known)
+        self.passes, self.watch = getattr(model, "passes", 1), watch
 
     @torch.no_grad()
     def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
@@ -77,22 +77,28 @@ def write(
 ) -> Written:
     """like: (batch, length, state size), whose shape, place and type the states have. warp: of the last softmax.
     self_conditioning: two passes an answer, counted."""
-    if steps < 1:
-        raise ValueError(f"{steps} steps: a text takes 1 at least")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}: known are {', '.join(SAMPLERS)}")
     if self_conditioning and model.network.read_self is None:
         raise ValueError("this network was built without self_conditioning: leave it out")
     if model.network.read.weight.dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
-    draft, times = Draft(model, known, 2 if self_conditioning else 1, watch), uniform_times(steps)
-    x = model.path.draw_noise(rng, "z", like)
-    if steps > 1:
-        advance: Any = SAMPLERS[sampler]
-        x = advance(draft, x, times[:-1], **({"rng": rng} if sampler in STOCHASTIC else {})).x
-    t = times[-2].to(x).expand(len(x))
-    logits = draft.logits(x, t, t if sampler in LOCAL else torch.zeros_like(t))
+    draft = Draft(TwoPass(model) if self_conditioning else model, known, watch)
+    logits = last_logits(draft, model.path.draw_noise(rng, "z", like), rng, steps, sampler)
     tokens, log_q = (warp or Warp()).draw(logits, rng.uniform("token", *logits.shape[:2]).to(logits))
     if known is not None:
         tokens, log_q = torch.where(known.at, known.tokens, tokens), log_q.masked_fill(known.at, 0.0)
     return Written(tokens, log_q, draft.nfe)
+
+
+def last_logits(draft: Draft, z: Tensor, rng: Rng, steps: int, sampler: str = "pushforward") -> Tensor:
+    """Those that the tokens are drawn from, (batch, length, V). z: noise, (batch, length, state size). rng: of samplers that
+    draw more on the way."""
+    if steps < 1:
+        raise ValueError(f"{steps} steps: a text takes 1 at least")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: known are {', '.join(SAMPLERS)}")
+    times = uniform_times(steps)
+    if steps > 1:
+        advance: Any = SAMPLERS[sampler]
+        z = advance(draft, z, times[:-1], **({"rng": rng} if sampler in STOCHASTIC else {})).x
+    t = times[-2].to(z).expand(len(z))
+    return draft.logits(z, t, t if sampler in LOCAL else torch.zeros_like(t))

@@ -7,8 +7,9 @@ The estimate is made anew from x_t alone, never carried over from the step befor
 with a share of the samples only has the path without it as well, at half the price.
 """
 
+import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,21 +19,24 @@ from flowmap.rng import Rng
 
 @dataclass(frozen=True)
 class TwoPass:
-    """model: a token map whose network reads self_cond. told: (B,) bool, rows that are asked twice; None: all."""
+    """model: a token map whose network reads self_cond. told: (B,) bool, rows that are asked twice; None: all. through: let
+    gradients into the first pass too, for a divergence; training keeps them out."""
 
     model: Any
     told: Tensor | None = None
+    through: bool = False
+    passes: ClassVar[int] = 2
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
     def logits(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
-        """As the map's own. The first pass has no gradient (tangents of forward mode go through it)."""
+        """As the map's own. Tangents of forward mode go through the first pass in any case."""
         rows = None if self.told is None else torch.nonzero(self.told)[:, 0]
         if rows is not None and not len(rows):
             return self.model.logits(x_t, t, s, context)
         asked = (x_t, t, context) if rows is None else (x_t[rows], t[rows], None if context is None else context[rows])
-        with torch.no_grad():
+        with contextlib.nullcontext() if self.through else torch.no_grad():
             first = self.model.logits(asked[0], asked[1], asked[1], asked[2])
             guess = self.model.path.expected(self.model.codebook, first, asked[0])
         if rows is not None:

@@ -16,7 +16,7 @@ from flowmap.rng import Rng
 from flowmap.warp import Warp
 
 if TYPE_CHECKING:
-    from mtp.heads.estimate import Estimate
+    from flowmap.draws import Estimate
     from mtp.heads.past import Past
 
 MIN_BLOCK, MAX_BLOCK = 2, 16

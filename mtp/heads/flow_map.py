@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from flowmap.backbone import BackboneConfig
+from flowmap.draws import Estimate, every_draw, rows_of
 from flowmap.objectives.tokens import ProgressiveKL, TokenStates, VariationalBound
 from flowmap.path import expand
 from flowmap.rng import Rng
 from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.heads.block_map import BlockMap, Given
-from mtp.heads.estimate import Estimate, every_draw, rows_of
 from mtp.heads.readout import PositionProjection
 from mtp.losses.linear_nll import row_nll, weighted_nll
 

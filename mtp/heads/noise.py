@@ -23,12 +23,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowmap.draws import Estimate, every_draw, rows_of
 from flowmap.rng import Rng
 from flowmap.warp import Warp
 from mtp.decoding.slices import left_over, within
 from mtp.heads.base import BlockContext, BlockNLL, Draft, JointHead, block_nll, first_token, row_weights
 from mtp.heads.block_chain import Block
-from mtp.heads.estimate import Estimate, every_draw, rows_of
 from mtp.heads.readout import PositionProjection, embed
 from mtp.losses.linear_nll import chunk_rows, row_nll, weighted_nll
 from mtp.losses.text_noise import text_noise

@@ -90,7 +90,7 @@ def test_probe_and_sample_by_command(runs, tmp_path, capsys):
         (["probe", "--suite", "poker", "--block", "2"], "--block"),
         (["sample", "--block", "2"], "--block"),
         (["probe", "--suite", "poker", "--steps", "0"], "1 at least"),
-        (["perplexity"], "flow language model"),
+        (["perplexity", "--length", "3"], "windows of 6"),
         (["speed"], "flow language model"),
     ],
 )

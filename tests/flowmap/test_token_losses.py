@@ -245,6 +245,18 @@ def test_two_passes_are_a_function_of_the_state_whose_derivative_includes_the_fi
     assert not torch.allclose(found, (ahead - behind) / (2 * h), atol=1e-3)
 
 
+def test_a_divergence_may_look_through_the_first_pass_as_a_loss_does_not():
+    model = network(self_conditioning=True)
+    _, x, t = fixed(model)
+    x.requires_grad_()
+    wide, narrow = (TwoPass(model, through=through).logits(x, t, t).square().sum() for through in (True, False))
+    assert torch.allclose(wide, narrow)
+    guess = model.path.expected(model.codebook, model.logits(x, t, t), x)
+    whole = torch.autograd.grad(model.logits(x, t, t, self_cond=guess).square().sum(), x)[0]
+    assert torch.allclose(torch.autograd.grad(wide, x)[0], whole)
+    assert not torch.allclose(torch.autograd.grad(narrow, x)[0], whole, atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", [CrossEntropy, VariationalBound, ProgressiveKL, LagrangianKL])
 def test_a_share_of_the_samples_is_asked_twice_and_the_others_as_ever(kind):
     model = network(self_conditioning=True)

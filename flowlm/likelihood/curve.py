@@ -1,0 +1,100 @@
+"""How a network errs along the way, measured on training text: what clocks and grids are fitted to.
+
+    m_c = E e²(S),   d_c = E[½ dS/dv · e²],   f_c = √E[(½ dS/dv · e²)²],   CE_c = E CE(S)       S as a clock has it in cell c
+
+Σ d_c is ½∫ e² dS, the drift of the variational bound.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from flowlm.likelihood.clock import Clock, lattice
+from flowlm.likelihood.denoiser import Denoiser, check
+from flowlm.likelihood.terms import chunks, errors, scored_tokens, snr_of
+from flowlm.likelihood.vlb import drift, reading
+from flowmap.draws import rows_of
+from flowmap.objectives.tokens import TokenStates
+from flowmap.rng import Rng
+
+CELLS = 40
+FLOOR = 0.02
+"""Of the mean chance, that every cell keeps: no weight grows without bound where little was measured."""
+FADE = 0.5
+"""Of its neighbour's chance, that a cell keeps: near the data errors are rare and large, and a cell in which none was seen
+has one after all."""
+SLACK = 1e-4
+"""Nats/token that may be lost by reading early."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """edges: (m + 1,) S from 0. apart, drift, force, unread: (m,), m_c, d_c, f_c and CE_c of a sequence. tokens: of a
+    sequence, in mean."""
+
+    edges: Tensor
+    apart: Tensor
+    drift: Tensor
+    force: Tensor
+    unread: Tensor
+    tokens: float
+
+    @property
+    def centers(self) -> Tensor:
+        """(m,) S in the middle of each cell: of the first, half its edge."""
+        return torch.cat([self.edges[1:2] / 2, (self.edges[1:-1] * self.edges[2:]).sqrt()])
+
+    def bounds(self) -> Tensor:
+        """(m − 1,): the bound in nats/token if reading began at edge 1, 2, …"""
+        return (self.drift.cumsum(0)[:-1] + (self.unread[:-1] + self.unread[1:]) / 2) / self.tokens
+
+    def end(self, slack: float = SLACK) -> int:
+        """The first edge at which the bound is within `slack` nats/token of its least."""
+        bounds = self.bounds()
+        return int(torch.nonzero(bounds <= bounds.min() + slack)[0, 0]) + 1
+
+
+@torch.no_grad()
+def measure(
+    model: Denoiser, states: TokenStates, rng: Rng, draws: int = 8, end: float | None = None, cells: int = CELLS
+) -> Curve:
+    """states: training text. draws: network calls a row, 2 at least. end: the largest S, default that of the model's t_min."""
+    check(model, states.tokens, states.context)
+    if draws < 2 or draws * states.size < 4 * cells:
+        raise ValueError(
+            f"{states.size} sequences, {draws} draws each: a curve of {cells} cells takes {4 * cells} of them"
+        )
+    assert rng.samples is not None
+    scored, clean = scored_tokens(states), model.codebook.encode(states.tokens[:256])
+    length = float(clean.square().sum(-1).mean()) * float(scored.mean())
+    even = Clock.even(1e-3 / length, end or snr_of(model.path, getattr(model, "t_min", 1e-3)), cells)
+    shift = Rng(rng.seed).uniform("curve", 1, dtype=torch.float64).to(rng.samples.device)
+    sums = torch.zeros(5, cells, dtype=torch.float64)
+    for part in chunks(model, states, rng, draws):
+        u = lattice(shift.expand(len(part.row)), rng.samples[part.row], draws).gather(1, part.draw[:, None])[:, 0].cpu()
+        snr, weight = even.at(u)
+        noise = rows_of(rng, part.row)  # the same in every cell of a row: grids are compared on common noise
+        apart, unread = (x.cpu() for x in errors(model, part.states, snr.to(part.row.device), noise, "curve"))
+        force = weight / cells * apart  # an even clock's du is dv/cells
+        sums.index_add_(1, even.cell(u), torch.stack([torch.ones_like(u), apart, force, force.square(), unread]))
+    if bool((sums[0] == 0).any()):
+        raise ValueError(f"{states.size} sequences, {draws} draws each left a cell empty: measure more")
+    apart, gain, force, unread = sums[1:] / sums[0]
+    return Curve(even.edges, apart, gain, force.sqrt(), unread, float(scored.mean()))
+
+
+def fit_clock(model: Denoiser, states: TokenStates, rng: Rng, curve: Curve, slack: float = SLACK) -> Clock:
+    """The law of least variance up to the edge where the bound is least, and the calls' shares: two draws of each term for every
+    row of the training text tell their deviations given the text."""
+    end = curve.end(slack)
+    chance = (curve.force.square() - curve.drift.square()).clamp_min(0).sqrt()[:end]
+    for cells in (range(1, end), range(end - 2, -1, -1)):
+        for c in cells:
+            chance[c] = torch.maximum(chance[c], FADE * chance[c - 1 if cells.step > 0 else c + 1])
+    chance = chance + FLOOR * chance.mean()
+    clock = Clock(curve.edges[: end + 1], chance / chance.sum())
+    with torch.no_grad():
+        pairs = reading(model, states, rng, clock.end, 2), drift(model, states, rng, clock, 2, 1)
+    read, drifted = (float((calls * part.var(0).mean()).sqrt()) for part, calls in zip(pairs, (1, 2), strict=True))
+    return replace(clock, reading=read / max(read + drifted, 1e-300))
