@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.baseline_likelihood import ESTIMATOR, score_windows
 from eval.certificate import Certificate, of_score
 from eval.flow import FlowRun
 from eval.flow_text import Scored, freed, scored_text
@@ -69,7 +70,7 @@ def measure_flow(run: FlowRun, args: Any) -> tuple[list[dict[str, Any]], Certifi
     """All records of one run, and the certificate where it was asked for."""
     if args.length not in (None, run.model.config.length):
         raise ValueError(f"--length {args.length}: {run.name} is a law of windows of {run.model.config.length} tokens")
-    asked = Request(args.estimator or "vlb", args.steps, args.calls, args.draws, args.sampler, args.seed)
+    asked = Request(estimator_of(run, args.estimator), args.steps, args.calls, args.draws, args.sampler, args.seed)
     text = scored_text(run, args.data, args.text_column, args.split, args.windows, args.fit)
     estimator = Estimators(run, text.training, asked)
     records: list[dict[str, Any]] = []
@@ -83,6 +84,14 @@ def measure_flow(run: FlowRun, args: Any) -> tuple[list[dict[str, Any]], Certifi
     return records, certificate
 
 
+def estimator_of(run: FlowRun, name: str | None) -> str:
+    """What was asked for where the model has it, by default its first."""
+    own = ESTIMATOR.get(run.model.config.model_type)
+    if name in (None, own) or (own is None and name not in ESTIMATOR.values()):
+        return name or own or "vlb"
+    raise ValueError(f"--estimator {name}: {run.name} has {own or 'vlb, k-step, ode and sampler'}")
+
+
 def asked_as_trained(run: FlowRun) -> Any:
     """The run's map, by two passes where it was trained so: inside a step, both differentiated."""
     told = getattr(run.model.config, "self_conditioning", 0) > 0
@@ -93,7 +102,7 @@ class Estimators:
     """Estimators of one run, fitted on its training windows as they are needed."""
 
     def __init__(self, run: FlowRun, training: TokenStates, asked: Request) -> None:
-        self.map, self.training, self.asked = asked_as_trained(run), training, asked
+        self.run, self.map, self.training, self.asked = run, asked_as_trained(run), training, asked
         self.rng = self._addressed(training.size, asked.seed + FIT_SEED)
         self._curve: Curve | None = None
 
@@ -114,6 +123,9 @@ class Estimators:
             replace(self.asked, calls=max(calls, self.asked.calls)),
             self._on_device(self._addressed(states.size, self.asked.seed)),
         )
+        if asked.estimator in ESTIMATOR.values():
+            yield Made(score_windows(self.run, states, asked.seed, asked.calls))
+            return
         if asked.estimator == "vlb":
             clock = fit_clock(self.map, self.training, self._on_device(self.rng), self.curve)
             yield Made(vlb(self.map, states, rng, clock, asked.calls))
@@ -223,7 +235,7 @@ def print_flow(run: FlowRun, records: list[dict[str, Any]]) -> None:
     for r in records:
         contract = r["contract"]
         law = contract["estimator"] if contract["steps"] is None else f"{contract['estimator']} {contract['steps']}"
-        error = f"{r['stderr']:.2g}" if r["stderr_over"] == "documents" and "stderr" in r else ""
+        error = f"{r['stderr']:.2g}" if r.get("stderr_over") == "documents" else ""
         print_row(f"{law} {r['metric']}", f"{r['value']:.5g}", error, f"{r['monte_carlo']:.2g}", r["kind"], r["unit"])
 
 

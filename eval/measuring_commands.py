@@ -83,15 +83,16 @@ def perplexity(argv: list[str]) -> int:
         """tokens of context at most, default the run's own"""
         blocks: tuple[int, ...] | None = None
         """block sizes to score, default those of 2, 4, 8, 16 that the head reaches"""
-        estimator: Literal["vlb", "k-step", "ode", "sampler"] | None = None
-        """flow language models: vlb, the bound in continuous time; k-step, of so many ancestral steps; ode, by the flow, an
-        estimate; sampler, what the few-step sampler itself spends; default vlb"""
+        estimator: Literal["vlb", "k-step", "ode", "sampler", "nelbo", "exact"] | None = None
+        """flow language models: vlb (default), the bound in continuous time; k-step, of so many ancestral steps; ode, by the
+        flow, an estimate; sampler, what the few-step sampler itself spends. Masked diffusion has nelbo, the autoregressive
+        baseline exact"""
         steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4, 8)
         """flow language models: of k-step, ode and sampler"""
         sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
         """flow language models: that --estimator sampler scores"""
         calls: int = 16
-        """flow language models: network calls a sequence of vlb and k-step"""
+        """flow language models: network calls a sequence of vlb, k-step and nelbo"""
         draws: int = 4096
         """flow language models: of the sampler's noise, where a suite's answers are listed"""
         windows: int = 1024

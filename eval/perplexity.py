@@ -15,6 +15,7 @@ from eval.likelihood import (
 from eval.loading import LoadedRun, load_run, model_type
 from eval.records import keep_records, record, write_records
 from eval.tables import print_row
+from flowlm import MODEL_TYPES
 from training.config import DataConfig, TokenizerConfig
 from training.data.corpus import load_corpus
 from training.data.store import TokenStore
@@ -22,10 +23,10 @@ from training.data.store import TokenStore
 
 def run(args: Any, command: list[str]) -> int:
     """The exit code: 1 where a certificate was asked for and not passed."""
-    flows = [name for name in args.runs if model_type(name) == "leaplm-flow"]
+    flows = [name for name in args.runs if model_type(name) in MODEL_TYPES]
     others = [name for name in args.runs if name not in flows]
     if others and (args.certify or args.estimator):
-        raise ValueError(f"{others[0]} is no flow language model: --estimator and --certify are of those alone")
+        raise ValueError(f"{others[0]} is no model of windows: --estimator and --certify are of those alone")
     records, failed = run_flows(flows, args, command)
     independent: dict[int, BlockLikelihood] = {}
     loaded = sorted((load_run(name) for name in others), key=lambda r: r.subject != "independent")
@@ -43,7 +44,7 @@ def run(args: Any, command: list[str]) -> int:
 def run_flows(names: list[str], args: Any, command: list[str]) -> tuple[list[dict[str, Any]], bool]:
     """Records of flow language models, and whether a certificate was not passed."""
     from eval.flow import load_flow
-    from eval.flow_perplexity import measure_flow, print_certificate, print_flow
+    from eval.flow_perplexity import estimator_of, measure_flow, print_certificate, print_flow
 
     records: list[dict[str, Any]] = []
     failed = False
@@ -51,7 +52,7 @@ def run_flows(names: list[str], args: Any, command: list[str]) -> tuple[list[dic
         flow = load_flow(name)
         made, certificate = measure_flow(flow, args)
         if certificate is not None:
-            print_certificate(flow, args.estimator or "vlb", flow.model.config.vocab_size, certificate)
+            print_certificate(flow, estimator_of(flow, args.estimator), flow.model.config.vocab_size, certificate)
             failed |= not certificate.holds
         if made:
             first = made[0]

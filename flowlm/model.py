@@ -46,10 +46,9 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
 
     def __init__(self, config: FlowLMConfig) -> None:
         super().__init__(config)
-        codebook = make_codebook(config)
+        check_path(config)
+        codebook = make_codebook(config.codebook, config.vocab_size, config.state_size)
         fields = {"positions": "rope", "read_bias": 1.0, **(config.backbone or {})}
-        if config.path not in TOKEN_PATHS:
-            raise ValueError(f"unknown path {config.path!r}: known are {', '.join(TOKEN_PATHS)}")
         backbone = Backbone(
             BackboneConfig(
                 state_size=codebook.state_size,
@@ -86,22 +85,27 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         return torch.zeros(*tokens.shape, self.map.codebook.state_size, device=tokens.device)
 
 
-def make_codebook(config: FlowLMConfig) -> Codebook:
-    kind = config.codebook
-    if kind == "sphere" and config.path != "slerp":
+def check_path(config: FlowLMConfig) -> None:
+    if config.path not in TOKEN_PATHS:
+        raise ValueError(f"unknown path {config.path!r}: known are {', '.join(TOKEN_PATHS)}")
+    if config.codebook == "sphere" and config.path != "slerp":
         raise ValueError(f"codebook sphere walks along great circles, not a {config.path} path: set the path slerp")
-    if kind == "one-hot" and config.path == "slerp":
+    if config.codebook == "one-hot" and config.path == "slerp":
         raise ValueError(
             "path slerp joins codes as long as the noise, and one-hot codes are not: set the codebook sphere"
         )
+
+
+def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
+    """size: V. state_size: d of the codes that have one."""
     if kind == "one-hot":
-        return OneHot(config.vocab_size)
+        return OneHot(size)
     if kind == "bits":
-        return Bits(config.vocab_size)
+        return Bits(size)
     if kind == "table":  # zeros to be filled by what was saved, or by training
-        return Table(torch.zeros(config.vocab_size, config.state_size))
+        return Table(torch.zeros(size, state_size))
     if kind in ("embedding", "sphere"):
-        return Embedding(config.vocab_size, config.state_size, norm=config.state_size**0.5)
+        return Embedding(size, state_size, norm=state_size**0.5)
     raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table")
 
 

@@ -50,6 +50,8 @@ def _masked(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> MaskedD
 
 
 def _refuse_paths(plan: FlowConfig) -> None:
+    if plan.codebook in ("sphere", "table"):
+        raise ValueError(f"flow.codebook {plan.codebook} is of flows: {plan.objective} has one-hot, embedding and bits")
     if plan.prior or plan.path != "linear":
         raise ValueError(
             f"flow.prior and flow.path are of states with noise: {plan.objective} has tokens, leave them out"

@@ -1,6 +1,5 @@
 """The baselines as transformers models: the flow language model's backbone, its codes and its `generate`, without a flow."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -72,9 +71,7 @@ class DiscreteLM(PreTrainedModel, FlowGenerationMixin):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        with_blank = copy.copy(config)
-        with_blank.vocab_size += 1
-        codebook = make_codebook(with_blank)
+        codebook = make_codebook(config.codebook, config.vocab_size + 1, config.state_size)
         fields = {"positions": "rope", **(config.backbone or {})}
         network = Backbone(
             BackboneConfig(

@@ -1,6 +1,7 @@
 """The baselines measured by the same commands as flow language models: each with its own samplers and calls."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -112,3 +113,33 @@ def test_a_model_of_another_kind_is_no_flow(runs, tmp_path):
         load_flow(str(tmp_path))
     with pytest.raises(ValueError, match="probe and sample"):
         load_run(str(runs / "flow-ar-suite"))
+
+
+def scored(run, out, *more):
+    code = leaplm.main(["perplexity", str(run), "--json", str(out), *more])
+    return code, {r["metric"]: r for r in json.loads(out.read_text())["results"]}
+
+
+def test_likelihoods_of_the_baselines_are_exact_and_a_bound_and_pass_their_certificates(runs, tmp_path, capsys):
+    out = tmp_path / "a.json"
+    (_, exact), (_, bound) = (
+        scored(runs / f"{name}-suite", out, "--calls", "256") for name in ("flow-ar", "flow-mdlm")
+    )
+    entropy = math.log(6) / 2
+    assert (
+        exact["nll"]["kind"] == "exact" and exact["nll"]["contract"]["calls"] == 1 and exact["nll"]["monte_carlo"] == 0
+    )
+    assert entropy < exact["nll"]["value"] < entropy + 0.1
+    assert bound["nll"]["kind"] == "bound" and bound["nll"]["contract"]["estimator"] == "nelbo"
+    assert entropy - 3 * bound["nll"]["monte_carlo"] < bound["nll"]["value"] < entropy + 0.2
+    for name in KINDS:
+        code, found = scored(runs / f"{name}-text", out)
+        assert code == 0 and found["bits_per_byte"]["value"] > 0 and found["nll"]["n"] > 100
+        capsys.readouterr()
+        assert leaplm.main(["perplexity", str(runs / f"{name}-text"), "--certify", "--calls", "64"]) == 0
+        said = capsys.readouterr().out
+        assert "passed" in said and "NOT" not in said
+        if name == "flow-ar":
+            assert "= 1.0000 ±" in said
+    assert leaplm.main(["perplexity", str(runs / "flow-ar-suite"), "--estimator", "vlb"]) == 2
+    assert "flow-ar-suite has exact" in capsys.readouterr().err
