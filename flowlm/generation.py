@@ -1,15 +1,18 @@
-"""`generate` of a flow language model: a window written as a whole, from a prompt, around gaps or from nothing.
+"""`generate` of a flow language model: a window written as a whole or by blocks, from a prompt, around gaps or from nothing.
 
     model.generate(prompt_ids, num_steps=4, do_sample=True)
+    model.generate(prompt_ids, block_length=8, num_steps=2)                 of a model of blocks, up to its end token
     model.generate(window_ids, known=mask, num_steps=4)                     infilling: mask is True where ids stand
     model.generate(prompt_ids, streamer=TextDiffusionStreamer(tokenizer))   drafts as they are refined
 
-A model of windows has no law for shorter ones: the whole window is written, and cut where a row ends. Seeded by torch's
+A model of windows has no law for shorter ones: the whole window is written, and cut where a row ends; one of blocks writes
+as many as are asked for or needed. Seeded by torch's
 own generator; `writing.write` takes addressed noise.
 """
 
 import contextlib
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +21,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
+from flowlm.pyramid import ORDERS, Order
 from flowlm.token_map import Known
-from flowlm.writing import write
+from flowlm.writing import last_known, write
 from flowmap.rng import Rng
 from flowmap.samplers import SAMPLERS
 from flowmap.warp import Warp
@@ -34,11 +38,15 @@ NOT_DONE = {
 class FlowGenerationConfig(GenerationConfig):
     """num_steps: refinement steps, the draw of the tokens being the last. sampler: one of flowmap.samplers. do_sample,
     temperature, top_k, top_p: of that last softmax; without do_sample its likeliest tokens. max_new_tokens: of the window
-    behind the last known token, default all of it."""
+    behind the last known token, default all of it. block_length: one that the model was trained for, default the longest.
+    delay, order: steps between the starts of two tokens, of a model whose tokens had times of their own; 0: all at once."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.num_steps: int = kwargs.pop("num_steps", 1)
         self.sampler: str = kwargs.pop("sampler", "pushforward")
+        self.block_length: int | None = kwargs.pop("block_length", None)
+        self.delay: int = kwargs.pop("delay", 0)
+        self.order: Order = kwargs.pop("order", "left-to-right")
         super().__init__(**kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
@@ -46,6 +54,8 @@ class FlowGenerationConfig(GenerationConfig):
             raise ValueError(f"num_steps {self.num_steps!r}: a text takes a whole number of steps, 1 at least")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(SAMPLERS)}")
+        if not isinstance(self.delay, int) or self.delay < 0 or self.order not in ORDERS:
+            raise ValueError(f"delay {self.delay!r}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}")
         super().validate(*args, **kwargs)
         for name, neutral in NOT_DONE.items():
             if getattr(self, name, None) not in (None, neutral):
@@ -66,8 +76,9 @@ class FlowGenerationConfig(GenerationConfig):
 
 @dataclass
 class FlowOutput(ModelOutput):
-    """sequences: (batch, length), known tokens included, padded behind each row's end. tokens_per_forward: new tokens a
-    row over nfe, the network calls of a sample."""
+    """sequences: (batch, length), known tokens included, padded behind each row's end. tokens_per_forward: new tokens of
+    all rows over the network calls that each of them took part in. nfe: those of the row that took most, num_steps a block
+    for most samplers: what stands before a block is read in the first of them."""
 
     sequences: Tensor | None = None
     tokens_per_forward: float | None = None
@@ -109,30 +120,33 @@ class FlowGenerationMixin:
         given = self.canvas(input_ids, known, num_return_sequences)
         if streamer is not None and len(given.tokens) > 1:
             raise ValueError("a streamer shows one row: write one at a time")
-        drafts = getattr(streamer, "put_draft", None)
-        place = torch.arange(self.config.length, device=given.tokens.device)
-        behind = (given.at * (place + 1)).amax(1)  # of each row's last known token
+        loop = self.outer_loop(config.block_length, config.delay, config.order)  # type: ignore[attr-defined]
+        behind, size = last_known(given.at) + 1, loop["block"] or self.config.length
         end, last = self.config.length, int(behind.max())
         if config.max_new_tokens is not None and (end := last + config.max_new_tokens) > self.config.length:
             raise ValueError(
                 f"max_new_tokens {config.max_new_tokens} behind {last} known: windows have {self.config.length} tokens"
             )
-        rows = torch.arange(len(given.tokens), device=given.tokens.device)
+        given = given[:, : -(-end // size) * size]
+        if unseen(given.at, size):
+            raise ValueError(
+                f"blocks of {size} are written from left to right: none sees what is known behind it; take a longer block_length"
+            )
+        rows, stops = torch.arange(len(given.tokens), device=given.tokens.device), self.stops(config)
+        open_ = torch.arange(end, device=rows.device) >= behind[:, None]
+        stream = None if streamer is None else Stream(streamer, given, end, lambda tokens: self.cut(tokens, open_, config))
         out = write(
             self.map, self.blank_states(given.tokens), Rng(int(torch.randint(2**31, ())), rows), known=given,  # type: ignore[attr-defined]
-            steps=config.num_steps, sampler=config.sampler, warp=config.warp,
-            watch=None if drafts is None else lambda tokens: drafts(value=tokens.cpu()),
+            steps=config.num_steps, sampler=config.sampler, warp=config.warp, ends=stops, **loop,
+            watch=None if stream is None else stream.draft, told=None if stream is None else stream.settled,
         )  # fmt: skip
-        sequences, kept = self.cut(out.tokens[:, :end], place[:end] >= behind[:, None], config)
+        sequences, kept = self.cut(out.tokens[:, :end], open_, config)
         if streamer is not None:
-            prompt = int(given.at[0].long().cumprod(0).sum())
-            streamer.put(sequences[:, :prompt].cpu())
-            streamer.put(sequences[0, prompt : int(kept.sum())].cpu())
             streamer.end()
         if not config.return_dict_in_generate:
             return sequences
-        new = (kept & ~given.at[:, :end]).sum(1).float().mean()
-        return FlowOutput(sequences=sequences, tokens_per_forward=float(new) / out.nfe, nfe=out.nfe)
+        new = (kept & ~given.at[:, :end]).sum()
+        return FlowOutput(sequences=sequences, tokens_per_forward=float(new / out.calls.sum().clamp_min(1)), nfe=out.nfe)
 
     def canvas(self, ids: Tensor | None, known: Tensor | None, rows: int) -> Known:
         """The window with what is known in it, so many times each row."""
@@ -157,10 +171,16 @@ class FlowGenerationMixin:
             raise ValueError(f"{ids.shape[1]} tokens given: this model writes windows of {self.config.length}")
         return Known(torch.nn.functional.pad(ids, (0, missing)), torch.nn.functional.pad(at, (0, missing)))
 
+    @staticmethod
+    def stops(config: FlowGenerationConfig) -> list[int]:
+        """Its end tokens."""
+        return [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).reshape(-1).tolist()
+
     def cut(self, tokens: Tensor, open_: Tensor, config: FlowGenerationConfig) -> tuple[Tensor, Tensor]:
-        """Rows up to their first end token where they are open, (batch, n) bool, padding behind it; and what is kept."""
-        stops = [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).reshape(-1).tolist()
-        ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device)) & open_
+        """Rows up to their first end token where they are open, (batch, n or more) bool, padding behind it; and what is
+        kept."""
+        stops = self.stops(config)
+        ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device)) & open_[:, : tokens.shape[1]]
         kept = ended.cumsum(1) - ended.long() == 0
         pad = config.pad_token_id if config.pad_token_id is not None else next(iter(stops), 0)
         return tokens.masked_fill(~kept, pad), kept
@@ -173,3 +193,29 @@ class FlowGenerationMixin:
         where.pop("trust_remote_code", None)
         with contextlib.suppress(OSError):
             self.generation_config = FlowGenerationConfig.from_pretrained(path, **where)
+
+
+class Stream:
+    """One row told to a streamer as it is written: first what it begins with, then drafts of what is not settled yet, and
+    what is. cut: tokens → (tokens, kept)."""
+
+    def __init__(self, streamer: Any, given: Known, end: int, cut: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.streamer, self.end, self.cut = streamer, end, cut
+        self.shown = int(given.at[0, :end].long().cumprod(0).sum())
+        streamer.put(given.tokens[:, : self.shown].cpu())
+
+    def draft(self, tokens: Tensor) -> None:
+        if hasattr(self.streamer, "put_draft"):
+            self.streamer.put_draft(value=tokens[:, self.shown : self.end].cpu())
+
+    def settled(self, tokens: Tensor) -> None:
+        told, kept = self.cut(tokens[:, : self.end])
+        self.streamer.put(told[0, self.shown : int(kept.sum())].cpu())
+        self.shown = max(self.shown, int(kept.sum()))
+
+
+def unseen(at: Tensor, size: int) -> bool:
+    """Whether a row, (batch, n) bool, has known tokens in a block behind one that has to be written."""
+    blocks = at.unflatten(1, (-1, size))
+    to_write = ~blocks.all(2)
+    return bool((blocks.any(2) & (to_write.long().cumsum(1) - to_write.long() > 0)).any())

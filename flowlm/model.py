@@ -7,16 +7,21 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
-from flowlm.token_map import Known, TokenMap
+from flowlm.pyramid import Order
+from flowlm.token_map import TokenContext, TokenMap
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.codebook import Bits, Codebook, Embedding, OneHot
 from flowmap.path import PATHS
 
+NOISES = ("sample", "block", "token")
+
 
 class FlowLMConfig(PreTrainedConfig):
-    """length: tokens of a window, which is written as a whole. codebook: one-hot, embedding, bits; state_size:
-    d of learned codes, whose length is √d, as long as the noise. prior: add the matched filter to the logits; t_min: the
-    least time that was trained. backbone: BackboneConfig's fields."""
+    """length: tokens of a window. codebook: one-hot, embedding, bits; state_size: d of learned codes, whose length is √d, as
+    long as the noise. prior: add the matched filter to the logits; t_min: the least time that was trained. backbone:
+    BackboneConfig's fields. block_lengths: those of the blocks that it was trained to write a window in; none: a window is
+    written as a whole. noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token
+    looks at those behind it."""
 
     model_type = "leaplm-flow"
 
@@ -31,6 +36,9 @@ class FlowLMConfig(PreTrainedConfig):
     prior: bool = False
     t_min: float | int = 1e-3
     backbone: dict[str, Any] | None = None
+    block_lengths: list[int] | None = None
+    noise: str = "sample"
+    causal: bool = False
 
 
 class FlowLM(PreTrainedModel, FlowGenerationMixin):
@@ -42,6 +50,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
 
     def __init__(self, config: FlowLMConfig) -> None:
         super().__init__(config)
+        check_loop(config)
         codebook = make_codebook(config)
         fields = {"positions": "rope", **(config.backbone or {})}
         if config.path not in PATHS:
@@ -52,19 +61,47 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             )
         )
         scale = config.vocab_size**-0.5 if isinstance(codebook, OneHot) else 1.0  # of one coordinate of a code
-        self.map = TokenMap(backbone, PATHS[config.path](), codebook, scale, config.prior, config.t_min)
+        self.map = TokenMap(backbone, PATHS[config.path](), codebook, scale, config.prior, config.t_min, config.causal)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """The backbone and the codes have drawn their own."""
 
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, known: Known | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, context: TokenContext | None = None) -> Tensor:
         """Logits of p_{t→s}(x_t), (batch, length, vocab_size)."""
-        return self.map.logits(x_t, t, s, known)
+        return self.map.logits(x_t, t, s, context)
+
+    def outer_loop(self, block_length: int | None = None, delay: int = 0, order: Order = "left-to-right") -> dict[str, Any]:
+        """What `writing.write` is told of blocks and of tokens that start apart; refused where it was not trained. None: the
+        longest blocks there are."""
+        config = self.config
+        trained = config.block_lengths or [config.length]
+        if block_length is not None and block_length not in trained:
+            raise ValueError(f"block length {block_length}: this model was trained with {', '.join(map(str, trained))}")
+        if delay and config.noise != "token":
+            raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
+        if config.causal and order != "left-to-right":
+            raise ValueError(f"order {order}: a causal network writes from left to right")
+        block = (block_length or max(trained)) if config.block_lengths else None
+        return {"block": block, "delay": delay, "order": order}
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""
         return torch.zeros(*tokens.shape, self.map.codebook.state_size, device=tokens.device)
+
+
+def check_loop(config: FlowLMConfig) -> None:
+    """Whether what is said of blocks and times goes together."""
+    if config.noise not in NOISES:
+        raise ValueError(f"unknown noise {config.noise!r}: one time for each {', '.join(NOISES)}")
+    for block in config.block_lengths or ():
+        if block < 1 or config.length % block:
+            fitting = [n for n in range(1, config.length + 1) if config.length % n == 0]
+            raise ValueError(f"block length {block} does not divide a window of {config.length}: {fitting} do")
+    if config.noise == "block" and not config.block_lengths:
+        raise ValueError("a time for each block needs block lengths")
+    if config.causal and config.block_lengths:
+        raise ValueError("causal and block lengths exclude each other: blocks of 1 are read from left to right")
 
 
 def make_codebook(config: FlowLMConfig) -> Codebook:

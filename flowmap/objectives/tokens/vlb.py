@@ -4,7 +4,8 @@
 
 the integral from S(t_max) to S(t_min) (math.md §5). The first term is the KL of the noisiest state to the prior
 N(0, ν²σ²I): zero at t_max = 1, and without it the rest is no bound below. Holds for any network; tight at the posterior.
-Codes learn through all three terms. sum/count is nats a token: times N, a bound on −log P of a sequence.
+Where blocks of a sample that do not see each other's noise have times of their own, it is the sum of
+their bounds. Codes learn through all three terms. sum/count is nats a token: times N, a bound on −log P of a sequence.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from flowmap.objectives.base import Loss, Objective
 from flowmap.objectives.tokens.base import TokenStates, cross_entropy
-from flowmap.path import Path
+from flowmap.path import Path, expand
 from flowmap.rng import Rng
 
 
@@ -44,10 +45,10 @@ class VariationalBound(Objective):
         told = x_0 if batch.scored is None else x_0 * batch.scored[..., None]
         prior = self.log_snr(model.path, self.t_max).exp().to(x_0) / 2 * told.square().flatten(1).sum(1)
 
-        t, weight = (part.to(x_0) for part in self.draw(model.path, rng, batch.size))
+        t, weight = (batch.at_tokens(part).to(x_0) for part in self.draw(model.path, *batch.draws(rng)))
         x_t = model.path.noise(x_0, model.path.draw_noise(rng, "eps", x_0), t)
         g = model.codebook.expected(model.logits(x_t, t, t, batch.context))
-        drift = weight * (x_0 - g).square().flatten(1).sum(1)
+        drift = (expand(weight, x_0) * (x_0 - g).square()).flatten(1).sum(1)
 
         least = torch.full_like(t, self.t_min)
         x_least = model.path.noise(x_0, model.path.draw_noise(rng, "eps_min", x_0), least)
