@@ -10,7 +10,6 @@ from torch import Tensor
 from eval.loading import run_facts
 from flowlm.model import FlowLM
 from flowlm.token_map import Known
-from flowlm.writing import write
 from flowmap.rng import Rng
 from flowmap.warp import Warp
 from training.data.tokenizer import load_tokenizer
@@ -34,12 +33,32 @@ class FlowRun:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a text is refined. steps: the draw of the tokens is the last."""
+    """How a text is refined. steps: the draw of the tokens is the last. loop: block_length, delay, order, where they are not
+    the model's own, as `FlowLM.write` takes them."""
 
     steps: int = 1
     sampler: str = "pushforward"
     warp: Warp = field(default_factory=Warp)
     seed: int = 0
+    loop: dict[str, Any] = field(default_factory=dict)
+
+    def contract(self, run: FlowRun, nfe: int, batch: int) -> dict[str, Any]:
+        """What a record says of it."""
+        lengths = run.model.config.block_lengths
+        block = {"block": self.loop.get("block_length") or max(lengths)} if lengths else {}
+        return {
+            "steps": self.steps, "nfe": nfe, "sampler": self.sampler, "temperature": self.warp.temperature,
+            "top_p": self.warp.top_p, "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema,
+            **block, **{name: value for name, value in self.loop.items() if name != "block_length"},
+        }  # fmt: skip
+
+
+def outer_loop(run: FlowRun, args: Any) -> dict[str, Any]:
+    """What a command was told of blocks and of tokens that start apart, for `Sampling`."""
+    if args.block is not None and not run.model.config.block_lengths:
+        raise ValueError(f"{run.name} writes whole windows: leave --block out, and set --steps")
+    given = {"block_length": (args.block, None), "delay": (args.delay, 0), "order": (args.order, "left-to-right")}
+    return {name: value for name, (value, usual) in given.items() if value != usual}
 
 
 def load_flow(run: str) -> FlowRun:
@@ -83,10 +102,9 @@ def write_all(
         known = _window(starts[part], length, device)
         rng = Rng(how.seed, torch.arange(part.start, part.stop, device=device))
         heard: list[Tensor] = []
-        out = write(
-            run.model.map, run.model.blank_states(known.tokens), rng, known=known, steps=how.steps, sampler=how.sampler,
-            warp=how.warp, watch=heard.append if drafts else None,
-        )  # fmt: skip
+        out = run.model.write(
+            known, rng, steps=how.steps, sampler=how.sampler, warp=how.warp, watch=heard.append if drafts else None, **how.loop
+        )
         yield Rows(part, _behind(starts[part], out.tokens), [_behind(starts[part], d) for d in heard], out.nfe)
 
 

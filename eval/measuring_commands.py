@@ -36,7 +36,8 @@ def probe(argv: list[str]) -> None:
         batch: int = 1024
         """samples decoded at once"""
         block: int | None = None
-        """tokens per trunk pass, default the head's own K"""
+        """tokens per trunk pass, default the head's own K. Flow language models of
+        blocks: tokens of a block, default the longest that was trained"""
         temperature: float = 1.0
         top_p: float = 1.0
         seed: int = 0
@@ -45,6 +46,10 @@ def probe(argv: list[str]) -> None:
         """flow language models: refinement steps, the draw of the tokens being the last"""
         sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
         """flow language models: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
+        delay: int = 0
+        """flow language models trained with noise by token: steps between the starts of two tokens; 0: all at once"""
+        order: Literal["left-to-right", "right-to-left", "random"] = "left-to-right"
+        """with --delay: which tokens start first"""
 
     args = parse(Probe, argv, "leaplm probe")
     if not args.runs:

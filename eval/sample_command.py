@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from eval.flow import Sampling, load_flow
+from eval.flow import Sampling, load_flow, outer_loop
 from eval.flow_samples import draw_flow
 from eval.loading import load_run, model_type
 from eval.quality import quality
@@ -55,18 +55,17 @@ def sample(args: Any, command: list[str]) -> None:
 
 def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
     """For every number of steps and temperature."""
-    if args.block is not None or args.confidence is not None or args.guidance != 1:
-        raise ValueError(
-            f"{name} writes whole windows: leave --block, --confidence and --guidance out, and set --steps"
-        )
+    if args.confidence is not None or args.guidance != 1:
+        raise ValueError(f"{name} refines windows: leave --confidence and --guidance out, and set --steps")
     run, rows = load_flow(name), []
+    loop = outer_loop(run, args)
     room = run.model.config.length
     if args.prompt is not None:
         prompts = [(args.prompt, "")] * args.num
     else:
         prompts = held_out_prompts(run, args.num, min(args.prompt_tokens, room // 2), args.new)
     for steps, temperature in product(args.steps, args.temperatures):
-        how = Sampling(steps, args.sampler, Warp(temperature, args.top_p), args.seed)
+        how = Sampling(steps, args.sampler, Warp(temperature, args.top_p), args.seed, loop)
         rows += draw_flow(run, prompts, how, new=args.new, batch=args.batch)
     return rows
 

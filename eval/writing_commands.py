@@ -34,7 +34,8 @@ def sample(argv: list[str]) -> None:
         """0 is greedy"""
         top_p: float = 1.0
         block: int | None = None
-        """tokens per trunk pass, default the head's own K; 1 is the trunk alone"""
+        """tokens per trunk pass, default the head's own K; 1 is the trunk alone. Flow language models of
+        blocks: tokens of a block, default the longest that was trained"""
         confidence: float | None = None
         """keep of each block what is above this chance to stand, by the estimate of leaplm accept --calibrate, and draw
         the rest after the next pass"""
@@ -49,6 +50,10 @@ def sample(argv: list[str]) -> None:
         """images and flow language models: jumps from noise to image or text"""
         sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
         """images and flow language models: pushforward tells the network where each jump lands; euler, heun, ddim and ddpm do not"""
+        delay: int = 0
+        """flow language models trained with noise by token: steps between the starts of two tokens; 0: all at once"""
+        order: Literal["left-to-right", "right-to-left", "random"] = "left-to-right"
+        """with --delay: which tokens start first"""
         guidance: float = 1.0
         """images: classifier-free guidance; 1 is none"""
         label: int | None = None

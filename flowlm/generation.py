@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 
 from flowlm.pyramid import ORDERS, Order
 from flowlm.token_map import Known
-from flowlm.writing import last_known, write
+from flowlm.writing import Written, last_known
 from flowmap.rng import Rng
 from flowmap.samplers import SAMPLERS
 from flowmap.warp import Warp
@@ -67,6 +67,12 @@ class FlowGenerationConfig(GenerationConfig):
         return cls(**{name: getattr(model_config, name, None) for name in names})
 
     @property
+    def loop(self) -> dict[str, Any]:
+        """What was said of blocks and of tokens that start apart."""
+        usual = {"block_length": None, "delay": 0, "order": "left-to-right"}
+        return {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+
+    @property
     def warp(self) -> Warp:
         if not self.do_sample:
             return Warp(0.0)
@@ -89,8 +95,8 @@ class FlowGenerationMixin:
     """What FlowLM adds to a PreTrainedModel to write."""
 
     config: Any
-    map: Any
     generation_config: Any
+    write: Callable[..., Written]
 
     @torch.no_grad()
     def generate(
@@ -120,24 +126,18 @@ class FlowGenerationMixin:
         given = self.canvas(input_ids, known, num_return_sequences)
         if streamer is not None and len(given.tokens) > 1:
             raise ValueError("a streamer shows one row: write one at a time")
-        loop = self.outer_loop(config.block_length, config.delay, config.order)  # type: ignore[attr-defined]
-        behind, size = last_known(given.at) + 1, loop["block"] or self.config.length
+        behind = last_known(given.at) + 1
         end, last = self.config.length, int(behind.max())
         if config.max_new_tokens is not None and (end := last + config.max_new_tokens) > self.config.length:
             raise ValueError(
                 f"max_new_tokens {config.max_new_tokens} behind {last} known: windows have {self.config.length} tokens"
             )
-        given = given[:, : -(-end // size) * size]
-        if unseen(given.at, size):
-            raise ValueError(
-                f"blocks of {size} are written from left to right: none sees what is known behind it; take a longer block_length"
-            )
-        rows, stops = torch.arange(len(given.tokens), device=given.tokens.device), self.stops(config)
+        rows = torch.arange(len(given.tokens), device=given.tokens.device)
         open_ = torch.arange(end, device=rows.device) >= behind[:, None]
         stream = None if streamer is None else Stream(streamer, given, end, lambda tokens: self.cut(tokens, open_, config))
-        out = write(
-            self.map, self.blank_states(given.tokens), Rng(int(torch.randint(2**31, ())), rows), known=given,  # type: ignore[attr-defined]
-            steps=config.num_steps, sampler=config.sampler, warp=config.warp, ends=stops, **loop,
+        out = self.write(
+            given, Rng(int(torch.randint(2**31, ())), rows), end=end, ends=self.stops(config), steps=config.num_steps,
+            sampler=config.sampler, warp=config.warp, **config.loop,
             watch=None if stream is None else stream.draft, told=None if stream is None else stream.settled,
         )  # fmt: skip
         sequences, kept = self.cut(out.tokens[:, :end], open_, config)
@@ -145,8 +145,8 @@ class FlowGenerationMixin:
             streamer.end()
         if not config.return_dict_in_generate:
             return sequences
-        new = (kept & ~given.at[:, :end]).sum()
-        return FlowOutput(sequences=sequences, tokens_per_forward=float(new / out.calls.sum().clamp_min(1)), nfe=out.nfe)
+        new, calls = int((kept & ~given.at[:, :end]).sum()), max(1, int(out.calls.sum()))
+        return FlowOutput(sequences=sequences, tokens_per_forward=new / calls, nfe=out.nfe)
 
     def canvas(self, ids: Tensor | None, known: Tensor | None, rows: int) -> Known:
         """The window with what is known in it, so many times each row."""
@@ -212,10 +212,3 @@ class Stream:
         told, kept = self.cut(tokens[:, : self.end])
         self.streamer.put(told[0, self.shown : int(kept.sum())].cpu())
         self.shown = max(self.shown, int(kept.sum()))
-
-
-def unseen(at: Tensor, size: int) -> bool:
-    """Whether a row, (batch, n) bool, has known tokens in a block behind one that has to be written."""
-    blocks = at.unflatten(1, (-1, size))
-    to_write = ~blocks.all(2)
-    return bool((blocks.any(2) & (to_write.long().cumsum(1) - to_write.long() > 0)).any())

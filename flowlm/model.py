@@ -8,10 +8,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
 from flowlm.pyramid import Order
-from flowlm.token_map import TokenContext, TokenMap
+from flowlm.token_map import Known, TokenContext, TokenMap
+from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.codebook import Bits, Codebook, Embedding, OneHot
 from flowmap.path import PATHS
+from flowmap.rng import Rng
 
 NOISES = ("sample", "block", "token")
 
@@ -71,9 +73,12 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         """Logits of p_{t→s}(x_t), (batch, length, vocab_size)."""
         return self.map.logits(x_t, t, s, context)
 
-    def outer_loop(self, block_length: int | None = None, delay: int = 0, order: Order = "left-to-right") -> dict[str, Any]:
-        """What `writing.write` is told of blocks and of tokens that start apart; refused where it was not trained. None: the
-        longest blocks there are."""
+    def write(
+        self, known: Known, rng: Rng, *, end: int | None = None, block_length: int | None = None, delay: int = 0,
+        order: Order = "left-to-right", **how: Any,
+    ) -> Written:  # fmt: skip
+        """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
+        was trained for. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
         config = self.config
         trained = config.block_lengths or [config.length]
         if block_length is not None and block_length not in trained:
@@ -82,8 +87,14 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
         if config.causal and order != "left-to-right":
             raise ValueError(f"order {order}: a causal network writes from left to right")
-        block = (block_length or max(trained)) if config.block_lengths else None
-        return {"block": block, "delay": delay, "order": order}
+        size = block_length or max(trained)
+        known = known[:, : -(-(end or config.length) // size) * size]
+        if unseen(known.at, size):
+            raise ValueError(
+                f"blocks of {size} are written from left to right and see nothing of what is known behind them: take longer ones"
+            )
+        how |= {"delay": delay, "order": order, "block": size if config.block_lengths else None}
+        return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""
@@ -113,6 +124,13 @@ def make_codebook(config: FlowLMConfig) -> Codebook:
     if kind == "embedding":
         return Embedding(config.vocab_size, config.state_size, norm=config.state_size**0.5)
     raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, bits")
+
+
+def unseen(at: Tensor, size: int) -> bool:
+    """Whether a row, (batch, n) bool, has known tokens in a block behind one that has to be written."""
+    blocks = at.unflatten(1, (-1, size))
+    to_write = ~blocks.all(2)
+    return bool((blocks.any(2) & (to_write.long().cumsum(1) - to_write.long() > 0)).any())
 
 
 AutoConfig.register(FlowLMConfig.model_type, FlowLMConfig)

@@ -35,6 +35,9 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         tokenizer, train, validation, facts = _data(config, plan, not accelerator.is_main_process)
     torch.manual_seed(config.seed)  # an objective may have weights of its own
     objective = build_objective("flow", plan, TOKEN_OBJECTIVES, _laws(plan, len(tokenizer)))
+    if plan.noise == "token" and not objective.each_token:
+        fit = [name for name, kind in TOKEN_OBJECTIVES.items() if kind.each_token]
+        raise ValueError(f"flow.noise token: {plan.objective} needs one time for all that see each other; {', '.join(fit)} do not")
     torch.manual_seed(config.seed)  # so that the network starts the same under every objective
     model = FlowLM(
         FlowLMConfig(  # type: ignore[call-arg]  # the base class takes more than its fields
@@ -42,6 +45,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             path=plan.path, prior=plan.prior, t_min=getattr(objective, "t_min", 1e-3),
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
             backbone={name: getattr(plan, name) for name in BACKBONE},
+            block_lengths=plan.block_lengths or None, noise=plan.noise, causal=plan.causal,
         )
     )  # fmt: skip
 
@@ -73,16 +77,17 @@ def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
 
 def _data(config: RunConfig, plan: FlowConfig, quiet: bool) -> tuple[Any, FlowWindows, list[Any], dict[str, Any]]:
     size, suite = config.training.batch_size, suite_of(config)
+    loop: dict[str, Any] = {"block_lengths": tuple(plan.block_lengths), "noise": plan.noise}
     if suite:
         tokenizer = suite_tokenizer(config, suite)
         rows = case_rows(encode_suite(suite, tokenizer), 0, size, config.seed)
-        train = FlowWindows(rows, tokenizer.eos_token_id)
-        fresh = FlowWindows(rows.with_seed(config.seed + VALIDATION_SEED), tokenizer.eos_token_id)
+        train = FlowWindows(rows, tokenizer.eos_token_id, **loop)
+        fresh = FlowWindows(rows.with_seed(config.seed + VALIDATION_SEED), tokenizer.eos_token_id, **loop)
         fixed = [partial(fresh.batch, n, torch.arange(size)) for n in range(config.training.evaluate_batches)]
         return tokenizer, train, fixed, {"suite": suite.name, "fingerprint": suite.fingerprint}
     corpus = load_corpus(config.data, config.tokenizer, progress=not quiet)
     windows = TextWindows(corpus.stores["train"], config.data.length, 0, size, config.seed)
-    train = FlowWindows(windows, corpus.tokenizer.eos_token_id, plan.prompts)
+    train = FlowWindows(windows, corpus.tokenizer.eos_token_id, plan.prompts, **loop)
 
     def states(n: int, make: Any) -> Any:
         batch = make()

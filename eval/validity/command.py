@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eval.flow import Sampling, load_flow
+from eval.flow import Sampling, load_flow, outer_loop
 from eval.loading import load_run, model_type
 from eval.pictures import standalone
 from eval.records import keep_records, write_records
@@ -61,10 +61,8 @@ def _probe(name: str, suite: Suite, args: Any) -> Probe:
 
 def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
     """One for each number of steps."""
-    if args.block is not None:
-        raise ValueError(f"{name} writes whole windows: leave --block out, and set --steps")
     run, warp = load_flow(name), Warp(args.temperature, args.top_p)
-    how = [Sampling(steps, args.sampler, warp, args.seed) for steps in args.steps]
+    how = [Sampling(steps, args.sampler, warp, args.seed, outer_loop(run, args)) for steps in args.steps]
     return [probe_flow(run, suite, each, num=args.num, batch=args.batch) for each in how]
 
 
@@ -95,7 +93,10 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
 
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
-    usual = {"temperature": 1.0, "top_p": 1.0, "block": None, "sampler": "pushforward", "steps": (1, 2, 4)}
+    usual = {
+        "temperature": 1.0, "top_p": 1.0, "block": None, "sampler": "pushforward", "steps": (1, 2, 4), "delay": 0,
+        "order": "left-to-right",
+    }  # fmt: skip
     changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
     if "steps" in changed:
         changed["steps"] = ",".join(map(str, args.steps))

@@ -11,5 +11,7 @@ from flowmap.times import TimeLaw
 
 
 class CrossEntropy(TokenObjective):
+    each_token = True
+
     def __init__(self, times: TimeLaw | None = None, t_min: float = 1e-3) -> None:
         super().__init__(diagonal=1.0, times=times, t_min=t_min)
