@@ -103,7 +103,13 @@ def write_all(
         rng = Rng(how.seed, torch.arange(part.start, part.stop, device=device))
         heard: list[Tensor] = []
         out = run.model.write(
-            known, rng, steps=how.steps, sampler=how.sampler, warp=how.warp, watch=heard.append if drafts else None, **how.loop
+            known,
+            rng,
+            steps=how.steps,
+            sampler=how.sampler,
+            warp=how.warp,
+            watch=heard.append if drafts else None,
+            **how.loop,
         )
         yield Rows(part, _behind(starts[part], out.tokens), [_behind(starts[part], d) for d in heard], out.nfe)
 

@@ -84,7 +84,10 @@ class Blocks:
         held = 0 if self.cache is None else self.cache.get_seq_length()
         fresh = self.tokens[:, held:]
         new = fresh.shape[1]
-        at = torch.arange(held + new, device=fresh.device), self.first + torch.arange(seen.x.shape[1], device=fresh.device)
+        at = (
+            torch.arange(held + new, device=fresh.device),
+            self.first + torch.arange(seen.x.shape[1], device=fresh.device),
+        )
         places, copy = torch.cat(at), torch.cat([torch.ones_like(at[0]), torch.zeros_like(at[1])]).bool()
         block = places // self.size[:, None]
         mask = block_mask(States(block[:, held:, None], copy[held:, None]), States(block[:, None], copy))

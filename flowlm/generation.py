@@ -55,7 +55,9 @@ class FlowGenerationConfig(GenerationConfig):
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(SAMPLERS)}")
         if not isinstance(self.delay, int) or self.delay < 0 or self.order not in ORDERS:
-            raise ValueError(f"delay {self.delay!r}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}")
+            raise ValueError(
+                f"delay {self.delay!r}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}"
+            )
         super().validate(*args, **kwargs)
         for name, neutral in NOT_DONE.items():
             if getattr(self, name, None) not in (None, neutral):
@@ -134,7 +136,9 @@ class FlowGenerationMixin:
             )
         rows = torch.arange(len(given.tokens), device=given.tokens.device)
         open_ = torch.arange(end, device=rows.device) >= behind[:, None]
-        stream = None if streamer is None else Stream(streamer, given, end, lambda tokens: self.cut(tokens, open_, config))
+        stream = (
+            None if streamer is None else Stream(streamer, given, end, lambda tokens: self.cut(tokens, open_, config))
+        )
         out = self.write(
             given, Rng(int(torch.randint(2**31, ())), rows), end=end, ends=self.stops(config), steps=config.num_steps,
             sampler=config.sampler, warp=config.warp, **config.loop,

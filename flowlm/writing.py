@@ -85,7 +85,9 @@ class Refinement:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(SAMPLERS)}")
         if self.delay < 0 or self.order not in ORDERS:
-            raise ValueError(f"delay {self.delay}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}")
+            raise ValueError(
+                f"delay {self.delay}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}"
+            )
         if self.delay and self.sampler not in APART:
             raise ValueError(f"tokens that start apart are moved by {' or '.join(APART)}, not by {self.sampler}")
 

@@ -37,7 +37,9 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     objective = build_objective("flow", plan, TOKEN_OBJECTIVES, _laws(plan, len(tokenizer)))
     if plan.noise == "token" and not objective.each_token:
         fit = [name for name, kind in TOKEN_OBJECTIVES.items() if kind.each_token]
-        raise ValueError(f"flow.noise token: {plan.objective} needs one time for all that see each other; {', '.join(fit)} do not")
+        raise ValueError(
+            f"flow.noise token: {plan.objective} needs one time for all that see each other; {', '.join(fit)} do not"
+        )
     torch.manual_seed(config.seed)  # so that the network starts the same under every objective
     model = FlowLM(
         FlowLMConfig(  # type: ignore[call-arg]  # the base class takes more than its fields

@@ -9,6 +9,8 @@ from transformers import DynamicCache
 from flowlm import FlowLM, FlowLMConfig, Known, blocks
 from flowlm.blocks import Blocks
 from flowmap.attention import ShortAttention
+from flowmap.objectives.tokens import TOKEN_OBJECTIVES, TokenStates, VariationalBound
+from flowmap.rng import Rng
 
 V, N, ROWS = 7, 12, 6
 SIZES = torch.tensor([1, 2, 3, 4, 6, 12])  # a block length for each row
@@ -180,6 +182,55 @@ def test_rows_of_a_context():
     model, rows = build(), torch.tensor([4, 1])
     with torch.no_grad():
         whole = model(x, t, t, context(tokens))
-        torch.testing.assert_close(model(x[rows], t[rows], t[rows], context(tokens)[rows]), whole[rows], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            model(x[rows], t[rows], t[rows], context(tokens)[rows]), whole[rows], atol=1e-4, rtol=1e-4
+        )
     with pytest.raises(ValueError, match="whole batches"):
         Blocks(tokens, SIZES, nothing(tokens), 0, DynamicCache())[rows]
+
+
+# Objectives behind the context.
+
+
+@pytest.mark.parametrize("name", TOKEN_OBJECTIVES)
+@pytest.mark.parametrize("noise", ["sample", "block"])
+def test_every_objective_learns_blocks_and_known_tokens_carry_no_loss(name, noise):
+    model, (tokens, *_), objective = build(), given(), TOKEN_OBJECTIVES[name]()
+    at = torch.arange(N).expand(ROWS, N) % 3 == 0
+    levels = torch.arange(N) // SIZES[:, None] if noise == "block" else None
+
+    def loss(at, rows):
+        states = TokenStates(tokens, context(tokens, known=Known(tokens, at)), ~at, levels)[rows]
+        return objective(model.map, states, rng=Rng(3, rows), step=0)
+
+    every = torch.arange(ROWS)
+    whole, parts = loss(at, every), [loss(at, rows) for rows in every.split([1, 5])]
+    torch.testing.assert_close(whole.sum, sum(part.sum for part in parts))
+    whole.sum.backward()
+    assert whole.sum > 0 and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert loss(torch.ones_like(at), every).sum.item() == pytest.approx(0, abs=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("wild, low, high", [(0.0, 0.9, 1.1), (0.3, 0.05, 0.8)])
+def test_the_bound_of_blocks_is_one_of_a_law(size, wild, low, high):
+    """Σ exp(−bound) over all windows, one time a block: 1 at most. A fresh network with the matched filter is the posterior
+    of the uniform law, of which the bound is tight."""
+    torch.manual_seed(0)
+    backbone = {"width": 16, "depth": 1, "heads": 2}
+    config = FlowLMConfig(vocab_size=2, length=4, codebook="bits", prior=True, backbone=backbone)
+    model, draws = FlowLM(config), 4000
+    for parameter in model.parameters():
+        parameter += wild * torch.randn_like(parameter)
+    windows = torch.cartesian_prod(*[torch.arange(2)] * 4)
+    tokens = windows.repeat_interleave(draws, 0)
+    sizes = torch.full((len(tokens),), size)
+    levels = torch.arange(4) // sizes[:, None]
+    bounds = []
+    for part in torch.arange(len(tokens)).split(draws):
+        states = TokenStates(tokens, context(tokens, sizes), None, levels)[part]
+        objective = VariationalBound(0.05, 1.0, "logistic")
+        bounds.append(objective(model.map, states, rng=Rng(0, part), step=0).sum / draws)
+    total = torch.stack(bounds).neg().exp().sum()
+    assert low < total < high

@@ -9,7 +9,8 @@ from tests.flowmap.six_hands import SixHands
 
 class TwoTimes(SixHands):
     """t, s: (batch, 2). p(hand | x) ∝ exp Σ_l α_l/σ_l²·x_l·c_l. The exact map goes straight from t to s, u = t + τ(s − t),
-    τ ∈ [0, 1]; with r_l = α_l/σ_l its p is the mean of the posterior over r_l, by the trapezium rule on a Heun path."""
+    τ ∈ [0, 1]; with r_l = α_l/σ_l its p is the mean of the posterior over r_l, by the trapezium rule on a Heun path, which
+    ends at `floor`, where it knows the words."""
 
     pieces = 200
 
@@ -19,7 +20,11 @@ class TwoTimes(SixHands):
         return (logits.softmax(-1) @ self.members).view_as(y)
 
     def probabilities(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        t, s = (time.expand(x.shape[:2]) if time.ndim == 2 else expand(time, x[..., 0]).expand(x.shape[:2]) for time in (t, s))
+        t, s = (
+            time.expand(x.shape[:2]) if time.ndim == 2 else expand(time, x[..., 0]).expand(x.shape[:2])
+            for time in (t, s)
+        )
+        s = torch.minimum(s.clamp_min(self.floor), t)
         y, r = x / t[..., None], (1 - t) / t
         if torch.equal(t, s):
             return self.at_once(y, r)
@@ -31,7 +36,8 @@ class TwoTimes(SixHands):
             first = self.at_once(y, r)
             second = self.at_once(y + step * first, ahead)
             y, r, mean = y + step * (first + second) / 2, ahead, mean + step * (first + second) / 2
-        return mean / (r - begin)[..., None]
+        moved = (r - begin)[..., None]
+        return torch.where(moved > 0, mean / moved.clamp_min(1e-300), self.at_once(y, r))
 
     def logits(self, x: Tensor, t: Tensor, s: Tensor, context=None) -> Tensor:
         """context: `Known`, whose words are sure; the posterior of the others is told so by a state at time 1e-3."""
