@@ -10,6 +10,7 @@ Names load on first use, so that `import flowlm` stays light.
 from importlib import import_module
 
 _HOMES = {
+    "Blocks": "flowlm.blocks",
     "FlowGenerationConfig": "flowlm.generation",
     "FlowLM": "flowlm.model",
     "FlowLMConfig": "flowlm.model",

@@ -84,17 +84,15 @@ class Blocks:
         held = 0 if self.cache is None else self.cache.get_seq_length()
         fresh = self.tokens[:, held:]
         new = fresh.shape[1]
-        at = (
-            torch.arange(held + new, device=fresh.device),
-            self.first + torch.arange(seen.x.shape[1], device=fresh.device),
-        )
-        places, copy = torch.cat(at), torch.cat([torch.ones_like(at[0]), torch.zeros_like(at[1])]).bool()
-        block = places // self.size[:, None]
-        mask = block_mask(States(block[:, held:, None], copy[held:, None]), States(block[:, None], copy))
+        of_clean = torch.arange(held + new, device=fresh.device)
+        of_noisy = torch.arange(self.first, self.first + seen.x.shape[1], device=fresh.device)
+        places = torch.cat([of_clean, of_noisy])
+        block, clean = places // self.size[:, None], torch.arange(len(places), device=fresh.device) < held + new
+        mask = block_mask(States(block[:, held:, None], clean[held:, None]), States(block[:, None], clean))
         t, s = (time if time.ndim == 1 else pad(time, (new, 0)) for time in (seen.t, seen.s))
         return replace(
             seen, x=torch.cat([read(fresh).to(seen.x), seen.x], 1), t=t, s=s, mask=mask, places=places[held:],
-            clean=pad(seen.clean, (new, 0), value=True),
+            clean=pad(self.known.at, (new, 0), value=True),
             self_cond=None if seen.self_cond is None else pad(seen.self_cond, (0, 0, new, 0)),
             cache=None if self.cache is None else FirstStates(self.cache, new),
         )  # fmt: skip

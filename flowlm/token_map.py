@@ -45,7 +45,8 @@ class Layout:
 class TokenContext(Protocol):
     """What a map is told besides x_t; indexable by rows. known: of its own states."""
 
-    known: Any
+    @property
+    def known(self) -> "Known": ...
 
     def lay_out(self, seen: Layout, read: Reader) -> Layout:
         """From the map's own states alone to all that the backbone looks at."""

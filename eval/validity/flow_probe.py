@@ -20,8 +20,8 @@ def probe_flow(run: FlowRun, suite: Suite, how: Sampling, *, num: int = 20_000, 
         nfe = rows.nfe
         for prompt, text in zip(prompts[rows.which], rows.texts, strict=True):
             counts[prompt][_answer(run, text, encoded.closed, encoded.longest)] += 1
-    whole = (run.model.config.block_lengths or ()) == ()
-    contract = how.contract(run, nfe, batch) | {"one_block": whole, "end_token": encoded.closed}
+    contract = how.contract(run, nfe, batch) | {"end_token": encoded.closed}
+    contract["one_block"] = contract.get("block", run.model.config.length) == run.model.config.length
     common: dict[str, Any] = {
         "on": suite.name, "subject": run.subject, "run": run.name, "train_seed": run.train_seed, "contract": contract,
         "split": "law" if suite.train_laws is None else "held-out", "sample_seed": how.seed,

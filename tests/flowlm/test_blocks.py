@@ -158,7 +158,7 @@ def test_one_block_behind_a_cache_is_that_block_of_the_doubled_pass(positions, s
 @torch.no_grad()
 def test_times_of_their_own_reach_each_block_alone():
     model = build()
-    tokens, x, t = given()
+    tokens, x, _ = given()
     sizes = torch.full((ROWS,), 4)
     each = torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(2)).repeat_interleave(4, 1)
     whole = model(x, each, each * 0.5, context(tokens, sizes))
