@@ -43,6 +43,20 @@ class Sampling:
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
+    def contract(self, run: FlowRun, nfe: int, batch: int) -> dict[str, Any]:
+        """What a record says of it."""
+        lengths = getattr(run.model.config, "block_lengths", None)
+        block = {"block": self.options.get("block_length") or max(lengths)} if lengths else {}
+        return {
+            "steps": self.steps, "nfe": nfe, "sampler": self.sampler, "temperature": self.warp.temperature,
+            "top_p": self.warp.top_p, "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema,
+            **block, **{name: value for name, value in self.options.items() if name != "block_length"},
+        }  # fmt: skip
+
+
+OPTIONS = {"block": "block_length", "delay": "delay", "order": "order", "self_conditioning": "self_conditioning"}
+"""Of a command, by the name that `write` has for each."""
+
 
 def samplings(
     run: FlowRun,
@@ -50,17 +64,21 @@ def samplings(
     sampler: str | None = None,
     warp: Warp | None = None,
     seed: int = 0,
-    **options: Any,
+    asked: Any = None,
 ) -> list[Sampling]:
-    """One for each number of steps that the model can take. sampler: default its own first."""
-    options = {name: value for name, value in options.items() if value is not None}
-    if unknown := sorted(set(options) - set(run.model.generation_config_class.extras)):
+    """One for each number of steps that the model can take. sampler: default its own first. asked: has OPTIONS, None where
+    nothing was asked for."""
+    told = {own: value for name, own in OPTIONS.items() if (value := getattr(asked, name, None)) is not None}
+    extras = run.model.generation_config_class.extras
+    if "block_length" in told and not getattr(run.model.config, "block_lengths", None):
+        raise ValueError(f"{run.name} writes whole windows: leave --block out, and set --steps")
+    if unknown := sorted(set(told) - set(extras)):
         raise ValueError(f"--{unknown[0].replace('_', '-')}: {run.name} has no such option, leave it out")
     samplers = run.model.generation_config_class.samplers
     sampler = sampler or samplers[0]
     if sampler not in samplers:
         raise ValueError(f"--sampler {sampler}: {run.name} knows {', '.join(samplers)}")
-    return [Sampling(n, sampler, warp or Warp(), seed, options) for n in run.model.grids(steps)]
+    return [Sampling(n, sampler, warp or Warp(), seed, told) for n in run.model.grids(steps)]
 
 
 def load_flow(run: str) -> FlowRun:

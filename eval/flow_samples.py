@@ -1,6 +1,7 @@
 """Samples of flow language models, in the one form that `leaplm quality` scores and `leaplm report` shows."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from eval.flow import FlowRun, Sampling, write_all
@@ -16,18 +17,17 @@ def draw_flow(
     new = min(new, run.model.config.length - min(map(len, starts)))
     samples = []
     for rows in write_all(run, starts, how, batch, drafts=True):
-        contract = {
-            "steps": how.steps, "nfe": rows.nfe, "sampler": how.sampler, **how.options, "temperature": how.warp.temperature, "top_p": how.warp.top_p,
-            "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema, "new": new,
-        }  # fmt: skip
+        contract = how.contract(run, rows.nfe, batch) | {"new": new}
         for i, (prompt, real) in enumerate(prompts[rows.which]):
             whole = rows.texts[i][:new]
             told = whole[: whole.index(end)] if end in whole else whole
-            text = run.tokenizer.decode(told)
+            text, first = run.tokenizer.decode(told), len(starts[rows.which][i])
+            size = contract.get("block", first + len(told))
+            cuts = [0, *range(size - first % size, len(told), size), len(told)]
             samples.append(
                 {
                     "subject": run.subject, "run": run.name, "train_seed": run.train_seed, "prompt": prompt, "text": text,
-                    "blocks": [text], "tokens": len(told), "real": real, "contract": contract, "sample_seed": how.seed,
+                    "blocks": [run.tokenizer.decode(told[a:b]) for a, b in pairwise(cuts)], "tokens": len(told), "real": real, "contract": contract, "sample_seed": how.seed,
                     "drafts": [run.tokenizer.decode(draft[i][:new]) for draft in rows.drafts],
                 }
             )  # fmt: skip

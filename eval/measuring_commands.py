@@ -36,7 +36,8 @@ def probe(argv: list[str]) -> None:
         batch: int = 1024
         """samples decoded at once"""
         block: int | None = None
-        """tokens per trunk pass, default the head's own K"""
+        """tokens per trunk pass, default the head's own K. Flow language models of
+        blocks: tokens of a block, default the longest that was trained"""
         temperature: float = 1.0
         top_p: float = 1.0
         seed: int = 0
@@ -48,6 +49,10 @@ def probe(argv: list[str]) -> None:
         not. Masked diffusion: ancestral (default), or even shares of the blanks a step"""
         self_conditioning: bool | None = None
         """flow language models: two passes of the network a step, both counted; default: where it was trained so"""
+        delay: int | None = None
+        """flow language models trained with noise by token: steps between the starts of two tokens, default 0, all at once"""
+        order: Literal["left-to-right", "right-to-left", "random"] | None = None
+        """with --delay: which tokens start first, default left-to-right"""
 
     args = parse(Probe, argv, "leaplm probe")
     if not args.runs:

@@ -55,10 +55,8 @@ def sample(args: Any, command: list[str]) -> None:
 
 def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
     """For every number of steps and temperature."""
-    if args.block is not None or args.confidence is not None or args.guidance != 1:
-        raise ValueError(
-            f"{name} writes whole windows: leave --block, --confidence and --guidance out, and set --steps"
-        )
+    if args.confidence is not None or args.guidance != 1:
+        raise ValueError(f"{name} refines windows: leave --confidence and --guidance out, and set --steps")
     run, rows = load_flow(name), []
     room = run.model.config.length
     if args.prompt is not None:
@@ -66,8 +64,7 @@ def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
     else:
         prompts = held_out_prompts(run, args.num, min(args.prompt_tokens, room // 2), args.new)
     for temperature in args.temperatures:
-        warp, options = Warp(temperature, args.top_p), {"self_conditioning": args.self_conditioning}
-        for how in samplings(run, args.steps, args.sampler, warp, args.seed, **options):
+        for how in samplings(run, args.steps, args.sampler, Warp(temperature, args.top_p), args.seed, args):
             rows += draw_flow(run, prompts, how, new=args.new, batch=args.batch)
     return rows
 

@@ -34,7 +34,8 @@ def sample(argv: list[str]) -> None:
         """0 is greedy"""
         top_p: float = 1.0
         block: int | None = None
-        """tokens per trunk pass, default the head's own K; 1 is the trunk alone"""
+        """tokens per trunk pass, default the head's own K; 1 is the trunk alone. Flow language models of
+        blocks: tokens of a block, default the longest that was trained"""
         confidence: float | None = None
         """keep of each block what is above this chance to stand, by the estimate of leaplm accept --calibrate, and draw
         the rest after the next pass"""
@@ -52,6 +53,10 @@ def sample(argv: list[str]) -> None:
         and ddpm do not. Masked diffusion: ancestral (default), or even shares of the blanks a step"""
         self_conditioning: bool | None = None
         """flow language models: two passes of the network a step, both counted; default: where it was trained so"""
+        delay: int | None = None
+        """flow language models trained with noise by token: steps between the starts of two tokens, default 0, all at once"""
+        order: Literal["left-to-right", "right-to-left", "random"] | None = None
+        """with --delay: which tokens start first, default left-to-right"""
         guidance: float = 1.0
         """images: classifier-free guidance; 1 is none"""
         label: int | None = None

@@ -11,6 +11,7 @@ from importlib import import_module
 
 _HOMES = {
     "AutoregressiveLM": "flowlm.discrete.model",
+    "Blocks": "flowlm.blocks",
     "FlowGenerationConfig": "flowlm.generation",
     "FlowLM": "flowlm.model",
     "FlowLMConfig": "flowlm.model",

@@ -1,10 +1,12 @@
-"""`generate` of a flow language model: a window written as a whole, from a prompt, around gaps or from nothing.
+"""`generate` of a flow language model: a window written as a whole or by blocks, from a prompt, around gaps or from nothing.
 
     model.generate(prompt_ids, num_steps=4, do_sample=True)
+    model.generate(prompt_ids, block_length=8, num_steps=2)                 of a model of blocks, up to its end token
     model.generate(window_ids, known=mask, num_steps=4)                     infilling: mask is True where ids stand
     model.generate(prompt_ids, streamer=TextDiffusionStreamer(tokenizer))   drafts as they are refined
 
-A model of windows has no law for shorter ones: the whole window is written, and cut where a row ends. Seeded by torch's
+A model of windows has no law for shorter ones: the whole window is written, and cut where a row ends; one of blocks writes
+as many as are asked for or needed. Seeded by torch's
 own generator; `writing.write` takes addressed noise.
 """
 
@@ -19,8 +21,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
+from flowlm.pyramid import ORDERS, Order
 from flowlm.token_map import Known
-from flowlm.writing import Written
+from flowlm.writing import Written, last_known
 from flowmap.rng import Rng
 from flowmap.samplers import SAMPLERS
 from flowmap.warp import Warp
@@ -35,17 +38,21 @@ NOT_DONE = {
 class FlowGenerationConfig(GenerationConfig):
     """num_steps: refinement steps, the draw of the tokens being the last. sampler: one of `samplers`, default the first. do_sample,
     temperature, top_k, top_p: of that last softmax; without do_sample its likeliest tokens. max_new_tokens: of the window
-    behind the last known token, default all of it. self_conditioning: two passes of the network a step, for models that were
-    trained so; None: as the model was."""
+    behind the last known token, default all of it. What only some models have, None being what the model was trained for:
+    self_conditioning, two passes of the network a step; block_length, tokens of a block; delay and order, steps between the
+    starts of two tokens that have times of their own, 0 being all at once."""
 
     samplers: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
-    extras: ClassVar[tuple[str, ...]] = ("self_conditioning",)
+    extras: ClassVar[tuple[str, ...]] = ("self_conditioning", "block_length", "delay", "order")
     """Options that only some models have: given on to `write` where they are not None."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.num_steps: int = kwargs.pop("num_steps", 1)
         self.sampler: str = kwargs.pop("sampler", self.samplers[0])
         self.self_conditioning: bool | None = kwargs.pop("self_conditioning", None)
+        self.block_length: int | None = kwargs.pop("block_length", None)
+        self.delay: int | None = kwargs.pop("delay", None)
+        self.order: Order | None = kwargs.pop("order", None)
         super().__init__(**kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
@@ -53,6 +60,12 @@ class FlowGenerationConfig(GenerationConfig):
             raise ValueError(f"num_steps {self.num_steps!r}: a text takes a whole number of steps, 1 at least")
         if self.sampler not in self.samplers:
             raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(self.samplers)}")
+        if (self.delay is not None and (not isinstance(self.delay, int) or self.delay < 0)) or (
+            self.order not in (None, *ORDERS)
+        ):
+            raise ValueError(
+                f"delay {self.delay!r}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}"
+            )
         super().validate(*args, **kwargs)
         if foreign := sorted(
             n for n in FlowGenerationConfig.extras if getattr(self, n) is not None and n not in self.extras
@@ -81,8 +94,9 @@ class FlowGenerationConfig(GenerationConfig):
 
 @dataclass
 class FlowOutput(ModelOutput):
-    """sequences: (batch, length), known tokens included, padded behind each row's end. tokens_per_forward: new tokens a
-    row over nfe, the network calls of a sample."""
+    """sequences: (batch, length), known tokens included, padded behind each row's end. tokens_per_forward: new tokens of
+    all rows over the network calls that each of them took part in. nfe: those of the row that took most, num_steps a block
+    for most samplers: what stands before a block is read in the first of them."""
 
     sequences: Tensor | None = None
     tokens_per_forward: float | None = None
@@ -96,7 +110,8 @@ class FlowGenerationMixin:
     generation_config: Any
     generation_config_class: Any
     write: Callable[..., Written]
-    """(known, rng, *, steps, sampler, warp, watch, end): as `writing.write`; end: places from there on are not wanted."""
+    """(known, rng, *, steps, sampler, warp, watch, told, end, ends): as `writing.write`; end: places from there on are not
+    wanted; ends: the tokens a row may stop behind."""
 
     def grids(self, steps: Sequence[int]) -> tuple[int, ...]:
         """Which of these numbers of steps it can take."""
@@ -130,29 +145,29 @@ class FlowGenerationMixin:
         given = self.canvas(input_ids, known, num_return_sequences)
         if streamer is not None and len(given.tokens) > 1:
             raise ValueError("a streamer shows one row: write one at a time")
-        drafts = getattr(streamer, "put_draft", None)
-        place = torch.arange(self.config.length, device=given.tokens.device)
-        behind = (given.at * (place + 1)).amax(1)  # of each row's last known token
+        behind = last_known(given.at) + 1
         end, last = self.config.length, int(behind.max())
         if config.max_new_tokens is not None and (end := last + config.max_new_tokens) > self.config.length:
             raise ValueError(
                 f"max_new_tokens {config.max_new_tokens} behind {last} known: windows have {self.config.length} tokens"
             )
         rows = torch.arange(len(given.tokens), device=given.tokens.device)
+        open_ = torch.arange(end, device=rows.device) >= behind[:, None]
+        stream = (
+            None if streamer is None else Stream(streamer, given, end, lambda tokens: self.cut(tokens, open_, config))
+        )
         out = self.write(
-            given, Rng(int(torch.randint(2**31, ())), rows), steps=config.num_steps, sampler=config.sampler, warp=config.warp,
-            watch=None if drafts is None else lambda tokens: drafts(value=tokens.cpu()), end=end, **config.own_options,
+            given, Rng(int(torch.randint(2**31, ())), rows), end=end, ends=self.stops(config), steps=config.num_steps,
+            sampler=config.sampler, warp=config.warp, **config.own_options,
+            watch=None if stream is None else stream.draft, told=None if stream is None else stream.settled,
         )  # fmt: skip
-        sequences, kept = self.cut(out.tokens[:, :end], place[:end] >= behind[:, None], config)
+        sequences, kept = self.cut(out.tokens[:, :end], open_, config)
         if streamer is not None:
-            prompt = int(given.at[0].long().cumprod(0).sum())
-            streamer.put(sequences[:, :prompt].cpu())
-            streamer.put(sequences[0, prompt : int(kept.sum())].cpu())
             streamer.end()
         if not config.return_dict_in_generate:
             return sequences
-        new = (kept & ~given.at[:, :end]).sum(1).float().mean()
-        return FlowOutput(sequences=sequences, tokens_per_forward=float(new) / max(out.nfe, 1), nfe=out.nfe)
+        new, calls = int((kept & ~given.at[:, :end]).sum()), max(1, int(out.calls.sum()))
+        return FlowOutput(sequences=sequences, tokens_per_forward=new / calls, nfe=out.nfe)
 
     def canvas(self, ids: Tensor | None, known: Tensor | None, rows: int) -> Known:
         """The window with what is known in it, so many times each row."""
@@ -177,10 +192,16 @@ class FlowGenerationMixin:
             raise ValueError(f"{ids.shape[1]} tokens given: this model writes windows of {self.config.length}")
         return Known(torch.nn.functional.pad(ids, (0, missing)), torch.nn.functional.pad(at, (0, missing)))
 
+    @staticmethod
+    def stops(config: FlowGenerationConfig) -> list[int]:
+        """Its end tokens."""
+        return [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).reshape(-1).tolist()
+
     def cut(self, tokens: Tensor, open_: Tensor, config: FlowGenerationConfig) -> tuple[Tensor, Tensor]:
-        """Rows up to their first end token where they are open, (batch, n) bool, padding behind it; and what is kept."""
-        stops = [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).reshape(-1).tolist()
-        ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device)) & open_
+        """Rows up to their first end token where they are open, (batch, n or more) bool, padding behind it; and what is
+        kept."""
+        stops = self.stops(config)
+        ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device)) & open_[:, : tokens.shape[1]]
         kept = ended.cumsum(1) - ended.long() == 0
         pad = config.pad_token_id if config.pad_token_id is not None else next(iter(stops), 0)
         return tokens.masked_fill(~kept, pad), kept
@@ -193,3 +214,22 @@ class FlowGenerationMixin:
         where.pop("trust_remote_code", None)
         with contextlib.suppress(OSError):
             self.generation_config = self.generation_config_class.from_pretrained(path, **where)
+
+
+class Stream:
+    """One row told to a streamer as it is written: first what it begins with, then drafts of what is not settled yet, and
+    what is. cut: tokens → (tokens, kept)."""
+
+    def __init__(self, streamer: Any, given: Known, end: int, cut: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.streamer, self.end, self.cut = streamer, end, cut
+        self.shown = int(given.at[0, :end].long().cumprod(0).sum())
+        streamer.put(given.tokens[:, : self.shown].cpu())
+
+    def draft(self, tokens: Tensor) -> None:
+        if hasattr(self.streamer, "put_draft"):
+            self.streamer.put_draft(value=tokens[:, self.shown : self.end].cpu())
+
+    def settled(self, tokens: Tensor) -> None:
+        told, kept = self.cut(tokens[:, : self.end])
+        self.streamer.put(told[0, self.shown : int(kept.sum())].cpu())
+        self.shown = max(self.shown, int(kept.sum()))

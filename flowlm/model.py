@@ -7,19 +7,24 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
-from flowlm.token_map import Known, TokenMap
+from flowlm.pyramid import Order
+from flowlm.token_map import Known, TokenContext, TokenMap
 from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.codebook import Bits, Codebook, Embedding, OneHot, Table
 from flowmap.rng import Rng
 from flowmap.sphere import TOKEN_PATHS
 
+NOISES = ("sample", "block", "token")
+
 
 class FlowLMConfig(PreTrainedConfig):
-    """length: tokens of a window, which is written as a whole. codebook: one-hot, embedding, sphere, bits, table; state_size:
-    d of learned codes and of a table's, whose length is √d, as long as the noise. path: linear, cosine, slerp. prior: add the
-    matched filter to the logits; t_min: the least time that was trained. self_conditioning: the share of samples that were
-    trained by two passes a step, 0 where the network has no such input. backbone: BackboneConfig's fields."""
+    """length: tokens of a window. codebook: one-hot, embedding, sphere, bits, table; state_size: d of learned codes and of a
+    table's, whose length is √d, as long as the noise. path: linear, cosine, slerp. prior: add the matched filter to the logits;
+    t_min: the least time that was trained. self_conditioning: the share of samples that were trained by two passes a step, 0
+    where the network has no such input. backbone: BackboneConfig's fields. block_lengths: those of the blocks that it was
+    trained to write a window in; none: a window is written as a whole. noise: what had a time of its own in training, a whole
+    sample, a block or a token. causal: no token looks at those behind it."""
 
     model_type = "leaplm-flow"
 
@@ -35,6 +40,9 @@ class FlowLMConfig(PreTrainedConfig):
     t_min: float | int = 1e-3
     self_conditioning: float | int = 0
     backbone: dict[str, Any] | None = None
+    block_lengths: list[int] | None = None
+    noise: str = "sample"
+    causal: bool = False
 
 
 class FlowLM(PreTrainedModel, FlowGenerationMixin):
@@ -47,6 +55,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
     def __init__(self, config: FlowLMConfig) -> None:
         super().__init__(config)
         check_path(config)
+        check_loop(config)
         codebook = make_codebook(config.codebook, config.vocab_size, config.state_size)
         fields = {"positions": "rope", "read_bias": 1.0, **(config.backbone or {})}
         backbone = Backbone(
@@ -59,30 +68,65 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             )
         )
         scale = config.vocab_size**-0.5 if isinstance(codebook, OneHot) else 1.0  # of one coordinate of a code
-        self.map = TokenMap(backbone, TOKEN_PATHS[config.path](), codebook, scale, config.prior, config.t_min)
+        path = TOKEN_PATHS[config.path]()
+        self.map = TokenMap(backbone, path, codebook, scale, config.prior, config.t_min, config.causal)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """The backbone and the codes have drawn their own."""
 
     def forward(
-        self, x_t: Tensor, t: Tensor, s: Tensor, known: Known | None = None, self_cond: Tensor | None = None
+        self, x_t: Tensor, t: Tensor, s: Tensor, context: TokenContext | None = None, self_cond: Tensor | None = None
     ) -> Tensor:
         """Logits of p_{t→s}(x_t), (batch, length, vocab_size). self_cond: an estimate of the clean codes, like x_t."""
-        return self.map.logits(x_t, t, s, known, self_cond)
+        return self.map.logits(x_t, t, s, context, self_cond)
 
     def write(
-        self, known: Known, rng: Rng, *, end: int | None = None, self_conditioning: bool | None = None, **how: Any
-    ) -> Written:
-        """how: of `writing.write`. A window is written as a whole, whatever its end. self_conditioning: two passes a step;
-        None: if the model was trained so."""
-        twice = self.config.self_conditioning > 0 if self_conditioning is None else self_conditioning
-        like = self.blank_states(known.tokens)
-        return write(self.map, like, rng, known=known, self_conditioning=twice, **how)
+        self, known: Known, rng: Rng, *, end: int | None = None, block_length: int | None = None, delay: int | None = None,
+        order: Order | None = None, self_conditioning: bool | None = None, **how: Any,
+    ) -> Written:  # fmt: skip
+        """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
+        was trained for. self_conditioning: default, if the model was trained so. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
+        config, delay, order = self.config, delay or 0, order or "left-to-right"
+        trained = config.block_lengths or [config.length]
+        if block_length is not None and block_length not in trained:
+            raise ValueError(f"block length {block_length}: this model was trained with {', '.join(map(str, trained))}")
+        if delay and config.noise != "token":
+            raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
+        if config.causal and order != "left-to-right":
+            raise ValueError(f"order {order}: a causal network writes from left to right")
+        size = block_length or max(trained)
+        known = known[:, : -(-(end or config.length) // size) * size]
+        if unseen(known.at, size):
+            raise ValueError(
+                f"blocks of {size} are written from left to right and see nothing of what is known behind them: take longer ones"
+            )
+        twice = config.self_conditioning > 0 if self_conditioning is None else self_conditioning
+        how |= {
+            "self_conditioning": twice,
+            "delay": delay,
+            "order": order,
+            "block": size if config.block_lengths else None,
+        }
+        return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""
         return torch.zeros(*tokens.shape, self.map.codebook.state_size, device=tokens.device)
+
+
+def check_loop(config: FlowLMConfig) -> None:
+    """Whether what is said of blocks and times goes together."""
+    if config.noise not in NOISES:
+        raise ValueError(f"unknown noise {config.noise!r}: one time for each {', '.join(NOISES)}")
+    for block in config.block_lengths or ():
+        if block < 1 or config.length % block:
+            fitting = [n for n in range(1, config.length + 1) if config.length % n == 0]
+            raise ValueError(f"block length {block} does not divide a window of {config.length}: {fitting} do")
+    if config.noise == "block" and not config.block_lengths:
+        raise ValueError("a time for each block needs block lengths")
+    if config.causal and config.block_lengths:
+        raise ValueError("causal and block lengths exclude each other: blocks of 1 are read from left to right")
 
 
 def check_path(config: FlowLMConfig) -> None:
@@ -107,6 +151,13 @@ def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
     if kind in ("embedding", "sphere"):
         return Embedding(size, state_size, norm=state_size**0.5)
     raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table")
+
+
+def unseen(at: Tensor, size: int) -> bool:
+    """Whether a row, (batch, n) bool, has known tokens in a block behind one that has to be written."""
+    blocks = at.unflatten(1, (-1, size))
+    to_write = ~blocks.all(2)
+    return bool((blocks.any(2) & (to_write.long().cumsum(1) - to_write.long() > 0)).any())
 
 
 AutoConfig.register(FlowLMConfig.model_type, FlowLMConfig)

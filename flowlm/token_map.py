@@ -8,8 +8,9 @@ What is known (a prompt, the text around a gap) stands in the window as clean co
 logits that leave no doubt: no loss, no likelihood and no noise fall on it, whatever objective or sampler asks.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +22,40 @@ from flowmap.path import Path
 
 CERTAIN = 1e9
 """Nats between a known token and any other: finite, so that 0 · log 0 is 0."""
+
+
+Reader = Callable[[Tensor], Tensor]
+"""(B, n) tokens → their codes as the backbone reads clean states, (B, n, d)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the backbone is given, as its `forward` says it. x: (B, M, d), of which the last N are the map's own states."""
+
+    x: Tensor
+    t: Tensor
+    s: Tensor
+    self_cond: Tensor | None = None
+    clean: Tensor | None = None
+    mask: Tensor | None = None
+    places: Tensor | None = None
+    cache: Any = None
+
+
+class TokenContext(Protocol):
+    """What a map is told besides x_t; indexable by rows. known: of its own states."""
+
+    @property
+    def known(self) -> "Known": ...
+
+    def lay_out(self, seen: Layout, read: Reader) -> Layout:
+        """From the map's own states alone to all that the backbone looks at."""
+
+    def settle(self, logits: Tensor) -> Tensor:
+        """(B, N, V), certain where there is no doubt."""
+
+    def knowing(self, known: "Known") -> "TokenContext":
+        """The same, with this known of the map's own states."""
 
 
 @dataclass(frozen=True)
@@ -36,26 +71,39 @@ class Known:
     def to(self, device: torch.device) -> "Known":
         return Known(self.tokens.to(device), self.at.to(device))
 
+    @property
+    def known(self) -> "Known":
+        return self
+
+    def knowing(self, known: "Known") -> "Known":
+        return known
+
+    def lay_out(self, seen: Layout, read: Reader) -> Layout:
+        x = torch.where(self.at[..., None], read(self.tokens).to(seen.x), seen.x)
+        return replace(seen, x=x, clean=self.at)
+
     def settle(self, logits: Tensor) -> Tensor:
-        """(B, N, V), certain where there is no doubt."""
         sure = -CERTAIN * (torch.arange(logits.shape[-1], device=logits.device) != self.tokens[..., None])
         return torch.where(self.at[..., None], sure.to(logits), logits)
 
 
 class TokenMap(FlowMap):
-    """What objectives on tokens and samplers expect of a model; their context is `Known`, or None where nothing is.
+    """What objectives on tokens and samplers expect of a model; their context is `Known`, `blocks.Blocks`, or None
+    where nothing is known.
 
     prior: add the matched filter, what x_t says of a token by itself (math.md §4): right where tokens are independent, and
-    where they are not a base that the network has first to unlearn. t_min: the least time at which the filter, which grows as 1/σ², is taken as it stands."""
+    where they are not a base that the network has first to unlearn. t_min: the least time at which the filter, which grows as 1/σ², is taken as it stands. causal: no
+    state of a window looks at those behind it."""
 
     network: Backbone
     prior_share: Tensor | None
 
     def __init__(
-        self, network: Backbone, path: Path, codebook: Codebook, data_scale: float, prior: bool = False, t_min: float = 1e-3
+        self, network: Backbone, path: Path, codebook: Codebook, data_scale: float, prior: bool = False, t_min: float = 1e-3,
+        causal: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(network, path, data_scale=data_scale, codebook=codebook)
-        self.prior, self.t_min = prior, t_min
+        self.prior, self.t_min, self.causal = prior, t_min, causal
         self.register_buffer("prior_share", None)
 
     def ramp_prior(self) -> None:
@@ -63,19 +111,26 @@ class TokenMap(FlowMap):
         self.prior_share = torch.zeros((), device=self.network.read.weight.device)
 
     def logits(
-        self, x_t: Tensor, t: Tensor, s: Tensor, context: Known | None = None, self_cond: Tensor | None = None
+        self, x_t: Tensor, t: Tensor, s: Tensor, context: TokenContext | None = None, self_cond: Tensor | None = None
     ) -> Tensor:
         """(B, N, V) in fp32 or better. t, s: (B,), or (B, N) of each token."""
-        more: dict[str, Any] = {}
-        if self_cond is not None:
-            more["self_cond"] = (self_cond / self.data_scale).to(x_t)
-        x = self._scaled(x_t, t)
+        length = x_t.shape[1]
+        mask = torch.ones(length, length, dtype=torch.bool, device=x_t.device).tril() if self.causal else None
+        told = None if self_cond is None else (self_cond / self.data_scale).to(x_t)
+        seen = Layout(self._scaled(x_t, t), t, s, told, mask=mask)
         if context is not None:
-            codes = self.codebook.encode(context.tokens).detach()  # what is scored moves codes, not what is read
-            x = torch.where(context.at[..., None], (codes / self.data_scale).to(x), x)
-            more["clean"] = context.at
-        logits = in_full(self.network(x, t, s, **more))
+            seen = context.lay_out(seen, self.clean_states)
+        logits = in_full(
+            self.network(
+                seen.x, seen.t, seen.s, mask=seen.mask, cache=seen.cache, self_cond=seen.self_cond, clean=seen.clean,
+                places=seen.places,
+            )
+        )[:, -length:]  # fmt: skip
         if self.prior:
             own = self.path.prior_logits(self.codebook, x_t, t.clamp_min(self.t_min))
             logits = logits + (own if self.prior_share is None else self.prior_share * own)
         return logits if context is None else context.settle(logits)
+
+    def clean_states(self, tokens: Tensor) -> Tensor:
+        """As the network reads them; what is scored moves codes, not what is read."""
+        return self.codebook.encode(tokens).detach() / self.data_scale

@@ -3,44 +3,57 @@
     z ~ N(0, ν²I),   x_{i+1} = X_{t_i→t_{i+1}}(x_i),   token ~ p_{t_{n−1}→0}(x_{n−1})         (math.md §5, sampler NLL)
 
 With n steps the sampler makes the first n − 1, down to t = 1/n, and the softmax read there is the last: a two-time map
-is told s = 0, a sampler of the local flow (euler, heun, ddim, ddpm) reads its own p_{t→t}.
+is told s = 0, a sampler of the local flow (euler, heun, ddim, ddpm) reads its own p_{t→t}. A window is written as a whole,
+or block after block, each behind the tokens of those before it (`blocks`); all tokens at once, or each some steps after the
+one before (`pyramid`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from flowlm.token_map import Known, TokenMap
+from flowlm.blocks import Blocks
+from flowlm.pyramid import ORDERS, Order, write_apart
+from flowlm.token_map import Known, TokenContext, TokenMap
 from flowmap.rng import Rng
 from flowmap.samplers import SAMPLERS, STOCHASTIC, Guided, uniform_times
 from flowmap.self_conditioning import TwoPass
 from flowmap.warp import Warp
 
 Watcher = Callable[[Tensor], None]
-"""Hears at every call of the network the likeliest tokens as they stand, (batch, length)."""
+"""Hears tokens as they stand, (rows, n), of the rows that have not ended."""
 
 LOCAL = ("euler", "heun", "ddim", "ddpm")
 """Samplers that never tell the network where they land."""
+
+APART = ("pushforward", "ddim")
+"""Those for tokens with times of their own."""
 
 
 @dataclass(frozen=True)
 class Written:
     """tokens: (batch, length), known ones included. log_q: (batch, length) nats of each under the law it was drawn from
-    *given the noise*, 0 where it was known: no score of the text. nfe: network calls a sample."""
+    *given the noise*, 0 where it was known: no score of the text. calls: (batch,) network calls of each row; what stands
+    before a block is read in the first call that refines it. nfe: calls of the row that took most."""
 
     tokens: Tensor
     log_q: Tensor
-    nfe: int
+    calls: Tensor
+
+    @property
+    def nfe(self) -> int:
+        return int(self.calls.max())
 
 
 class Draft(Guided):
     """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate."""
 
-    def __init__(self, model: TokenMap | TwoPass, known: Known | None, watch: Watcher | None) -> None:
-        super().__init__(model, known)
+    def __init__(self, model: TokenMap | TwoPass, context: TokenContext | None, watch: Watcher | None) -> None:
+        super().__init__(model, context)
         self.passes, self.watch = getattr(model, "passes", 1), watch
 
     @torch.no_grad()
@@ -63,6 +76,52 @@ class Draft(Guided):
         return self.path.expected(self.model.codebook, self.logits(x, t, s, copies), x).to(x.dtype)
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """From noise to the tokens of a window or a block. warp: of the last softmax. delay: steps between the starts of two
+    tokens, in this order; 0: all at once."""
+
+    steps: int = 1
+    sampler: str = "pushforward"
+    warp: Warp = field(default_factory=Warp)
+    delay: int = 0
+    order: Order = "left-to-right"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} steps: a text takes 1 at least")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(SAMPLERS)}")
+        if self.delay < 0 or self.order not in ORDERS:
+            raise ValueError(
+                f"delay {self.delay}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}"
+            )
+        if self.delay and self.sampler not in APART:
+            raise ValueError(f"tokens that start apart are moved by {' or '.join(APART)}, not by {self.sampler}")
+
+    def __call__(self, draft: Draft, like: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+        """like: (rows, n, state size) → (tokens, log_q), (rows, n) each."""
+        x = draft.path.draw_noise(rng, "z", like)
+        uniform = rng.uniform("token", *like.shape[:2]).to(x)
+        if self.delay:
+            return write_apart(draft, x, uniform, rng, self)
+        return self.warp.draw(self.last_logits(draft, x, rng), uniform)
+
+    def last_logits(self, draft: Draft, z: Tensor, rng: Rng) -> Tensor:
+        """Those that the tokens are drawn from where all start at once, (rows, n, V). z: noise, (rows, n, state size). rng: of
+        samplers that draw more on the way."""
+        times = uniform_times(self.steps)
+        if self.steps > 1:
+            advance: Any = SAMPLERS[self.sampler]
+            z = advance(draft, z, times[:-1], **({"rng": rng} if self.sampler in STOCHASTIC else {})).x
+        t = times[-2].to(z).expand(len(z))
+        return draft.logits(z, t, self.aim(t, torch.zeros_like(t)))
+
+    def aim(self, t: Tensor, s: Tensor) -> Tensor:
+        """What the network is told of the time it lands at."""
+        return t if self.sampler in LOCAL else s
+
+
 def write(
     model: TokenMap,
     like: Tensor,
@@ -74,31 +133,80 @@ def write(
     warp: Warp | None = None,
     self_conditioning: bool = False,
     watch: Watcher | None = None,
+    delay: int = 0,
+    order: Order = "left-to-right",
+    block: int | None = None,
+    ends: Sequence[int] = (),
+    told: Watcher | None = None,
+    cached: bool = True,
 ) -> Written:
-    """like: (batch, length, state size), whose shape, place and type the states have. warp: of the last softmax.
-    self_conditioning: two passes an answer, counted."""
+    """like: (batch, length, state size), whose shape, place and type the states have. The next five as in `Refinement`.
+    block: tokens of a block; None: the window is refined as a whole. The rest is for blocks, as in `write_blocks`.
+    watch: hears at every call of the network the likeliest tokens, of the window as far as it has been come to."""
     if self_conditioning and model.network.read_self is None:
         raise ValueError("this network was built without self_conditioning: leave it out")
-    if model.network.read.weight.dtype not in (torch.float32, torch.float64):
+    how = Refinement(steps, sampler, warp or Warp(), delay, order)
+    if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
-    draft = Draft(TwoPass(model) if self_conditioning else model, known, watch)
-    logits = last_logits(draft, model.path.draw_noise(rng, "z", like), rng, steps, sampler)
-    tokens, log_q = (warp or Warp()).draw(logits, rng.uniform("token", *logits.shape[:2]).to(logits))
-    if known is not None:
-        tokens, log_q = torch.where(known.at, known.tokens, tokens), log_q.masked_fill(known.at, 0.0)
-    return Written(tokens, log_q, draft.nfe)
+    if block is not None:
+        return write_blocks(model, like, rng, how, block, known or nothing(like), watch, ends, told, cached)
+    draft = Draft(model, nothing(like) if known is None and delay else known, watch)
+    tokens, log_q = how(draft, like, rng)
+    if told is not None:
+        told(tokens)
+    return Written(tokens, log_q, torch.full((len(like),), draft.nfe))
 
 
-def last_logits(draft: Draft, z: Tensor, rng: Rng, steps: int, sampler: str = "pushforward") -> Tensor:
-    """Those that the tokens are drawn from, (batch, length, V). z: noise, (batch, length, state size). rng: of samplers that
-    draw more on the way."""
-    if steps < 1:
-        raise ValueError(f"{steps} steps: a text takes 1 at least")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}: known are {', '.join(SAMPLERS)}")
-    times = uniform_times(steps)
-    if steps > 1:
-        advance: Any = SAMPLERS[sampler]
-        z = advance(draft, z, times[:-1], **({"rng": rng} if sampler in STOCHASTIC else {})).x
-    t = times[-2].to(z).expand(len(z))
-    return draft.logits(z, t, t if sampler in LOCAL else torch.zeros_like(t))
+def write_blocks(
+    model: TokenMap,
+    like: Tensor,
+    rng: Rng,
+    how: Refinement,
+    block: int,
+    known: Known,
+    watch: Watcher | None = None,
+    ends: Sequence[int] = (),
+    told: Watcher | None = None,
+    cached: bool = True,
+) -> Written:
+    """Block after block, each refined behind what stands before it. ends: a row is done with the block in which it writes
+    one of these behind its last known token; what would follow is 0. told: hears the window after each block, up to its
+    end. cached: False reads all that stands before a block in every call, to the same tokens."""
+    batch, length = like.shape[:2]
+    if block < 1 or length % block:
+        raise ValueError(f"blocks of {block} do not divide a window of {length}")
+    tokens, log_q = known.tokens.masked_fill(~known.at, 0), like.new_zeros(batch, length)
+    calls, rows = known.at.new_zeros(batch, dtype=torch.long), torch.arange(batch, device=like.device)
+    behind = torch.arange(length, device=like.device) > last_known(known.at)[:, None]
+    cache = DynamicCache() if cached else None
+    for number, first in enumerate(range(0, length, block)):
+        here, before = slice(first, first + block), tokens[rows, :first]
+        if known.at[rows, here].all():
+            continue
+        context = Blocks(before, torch.full_like(rows, block), known[rows, here], first, cache)
+        heard = None if watch is None else lambda now, before=before: watch(torch.cat([before, now], 1))
+        draft = Draft(model, context, heard)
+        own = rng.parts(length // block)[rows.to(rng.device) * (length // block) + number]
+        tokens[rows, here], log_q[rows, here] = how(draft, like[rows, here], own)
+        calls[rows] += draft.nfe
+        if told is not None:
+            told(tokens[rows, : here.stop])
+        done = (torch.isin(tokens[rows, here], torch.tensor(ends, device=like.device)) & behind[rows, here]).any(1)
+        if done.any():
+            rows = rows[~done]
+            if not len(rows):
+                break
+            if cache is not None:
+                cache.batch_select_indices(torch.nonzero(~done)[:, 0])
+    return Written(tokens, log_q, calls)
+
+
+def nothing(like: Tensor) -> Known:
+    """Of windows of these states."""
+    at = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
+    return Known(at.long(), at)
+
+
+def last_known(at: Tensor) -> Tensor:
+    """(batch, n) bool → (batch,), the place of each row's last known token; −1: none."""
+    return (at * torch.arange(1, at.shape[1] + 1, device=at.device)).amax(1) - 1

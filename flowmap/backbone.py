@@ -107,18 +107,25 @@ class Backbone(nn.Module):
         cache: Any = None,
         self_cond: Tensor | None = None,
         clean: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """x: (B, N, state_size); t, s: (B,) or (B, N). mask: bool, True = look, broadcastable to
         (B, heads, P+N, cached+P+N). cache: transformers' DynamicCache, or whatever has its `update` and
         `get_seq_length`; its states stand before these. self_cond: an estimate of x_0, like x. clean: (B, N) bool, states
-        at time 0 whatever t says, as a prefix's are. → (B, N, output_size)."""
+        at time 0 whatever t says, as a prefix's are. places: (N,) int64, where the states stand, from 0; default one
+        after the other behind the cache. → (B, N, output_size)."""
         context = context or Context()
         h = self.read(x)
         if self_cond is not None:
             h = h + _built(self.read_self, "self_conditioning")(self_cond)
         past = cache.get_seq_length() if cache is not None else 0
+        if places is None:
+            end = past + x.shape[1]
+            if self.learned is not None and end > self.learned.held:
+                raise ValueError(f"{end} states, but positions for {self.learned.held}")
+            places = torch.arange(past, end, device=x.device)
         if self.learned is not None:
-            h = h + self.learned(past, x.shape[1])
+            h = h + self.learned(places)
         num_prefix = 0
         if context.prefix is not None:
             num_prefix = context.prefix.shape[1]
@@ -128,7 +135,7 @@ class Backbone(nn.Module):
             none = t.new_zeros(len(x))
             at = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if clean is None else clean
             condition = condition.beside(self._condition(none, none, Context(label=context.label)), at, num_prefix)
-        turn = self.turn(past, num_prefix, x.shape[1], x.device) if self.turn is not None else None
+        turn = self.turn(past, num_prefix, places) if self.turn is not None else None
         for block in self.blocks:
             h = block(h, condition, mask, cache, turn)
         shift, scale = condition.through(self.modulate).chunk(2, -1)
@@ -220,16 +227,14 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.grid = c.grid if c.positions == "learned-2d" else None
         tables = self.grid or (c.max_positions,)
+        self.held = math.prod(tables)
         self.tables = nn.ModuleList(nn.Embedding(size, c.width) for size in tables)
 
-    def forward(self, first: int, count: int) -> Tensor:
-        held = math.prod(table.num_embeddings for table in self.tables)  # type: ignore[misc]
-        if first + count > held:
-            raise ValueError(f"{first + count} states, but positions for {held}")
+    def forward(self, places: Tensor) -> Tensor:
         if self.grid is None:  # no slice of the weight: outside of gradients it would still ask for some
-            return self.tables[0](torch.arange(first, first + count, device=self.tables[0].weight.device))  # type: ignore[arg-type]
+            return self.tables[0](places)
         rows, columns = (table.weight for table in self.tables)
-        return (rows[:, None] + columns).flatten(0, 1)[first : first + count]  # type: ignore[operator,index]
+        return (rows[:, None] + columns).flatten(0, 1)[places]  # type: ignore[operator,index]
 
 
 class Rotary:
@@ -240,16 +245,17 @@ class Rotary:
     def __init__(self, c: BackboneConfig) -> None:
         self.size, self.grid = c.width // c.heads, c.grid if c.positions == "rope-2d" else None
 
-    def __call__(self, past: int, num_prefix: int, count: int, device: torch.device):
+    def __call__(self, past: int, num_prefix: int, places: Tensor):
+        """places: (count,), of the states."""
         if self.grid is None:
-            places = [torch.arange(past, past + num_prefix + count, device=device)]
+            before = torch.arange(past, past + num_prefix, device=places.device)
+            turns = [torch.cat([before, num_prefix + places])]
         else:
-            states = torch.arange(count, device=device)
-            zero = states.new_zeros(num_prefix)
-            places = [torch.cat([zero, part]) for part in (states // self.grid[1], states % self.grid[1])]
-        share = self.size // (2 * len(places))
-        rates = 10_000.0 ** -(torch.arange(share, device=device) / share)
-        angle = torch.cat([place[:, None] * rates for place in places], -1)  # (n, size/2)
+            zero = places.new_zeros(num_prefix)
+            turns = [torch.cat([zero, part]) for part in (places // self.grid[1], places % self.grid[1])]
+        share = self.size // (2 * len(turns))
+        rates = 10_000.0 ** -(torch.arange(share, device=places.device) / share)
+        angle = torch.cat([place[:, None] * rates for place in turns], -1)  # (n, size/2)
         cos, sin = angle.cos(), angle.sin()
 
         def turn(x: Tensor) -> Tensor:

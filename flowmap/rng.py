@@ -8,6 +8,7 @@ restart change nothing: sample j of global batch n always sees the same numbers.
 import math
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,21 @@ class Rng:
             raise ValueError(f"a slice must hold whole groups of {size} samples")
         spread = None if self.spread is None else self.spread // size
         return Rng(self.seed, self.samples[::size] // size, self.batch, spread)
+
+    def parts(self, count: int) -> "Rng":
+        """Of every sample `count` numbered parts, one after the other, each with randomness of its own."""
+        if self.samples is None:
+            return self
+        part = torch.arange(count, device=self.device)
+        batch = self.batch.repeat_interleave(count) if isinstance(self.batch, Tensor) else self.batch
+        spread = None if self.spread is None else self.spread * count
+        return Rng(self.seed, (self.samples[:, None] * count + part).flatten(), batch, spread)
+
+    def __getitem__(self, rows: Any) -> "Rng":
+        """That of some of the samples."""
+        if self.samples is None:
+            raise ValueError("nameless samples have no rows to take")
+        return Rng(self.seed, self.samples[rows], self.batch[rows] if isinstance(self.batch, Tensor) else self.batch)
 
     def _bits(self, name: str, shape: tuple[int, ...]) -> Tensor:
         samples = self.samples

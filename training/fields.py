@@ -212,6 +212,13 @@ class FlowConfig:
     """between code and noise; slerp: on the sphere, for cross-entropy and jumps"""
     prompts: Annotated[float, Field(ge=0, le=1)] = 0.0
     """text: share of the windows that begin with a known stretch of any length"""
+    block_lengths: list[Count] = field(default_factory=list)
+    """write a window block after block, each behind the tokens of those before it: one model for blocks of these lengths,
+    which divide the window; none: it is written as a whole"""
+    noise: Literal["sample", "block", "token"] = "sample"
+    """what has a time of its own in training; token: tokens may be written one some steps after the other"""
+    causal: bool = False
+    """without blocks: no token looks at those behind it"""
     width: Count = 128
     depth: Count = 4
     heads: Count = 4

@@ -17,6 +17,8 @@ from flowmap.objectives.tokens import TOKEN_OBJECTIVES
 from training.fields import FlowConfig
 
 BACKBONE = ("width", "depth", "heads", "positions", "time_scale", "use_s", "attention")
+CLOCKS = ("running", "gumbel", "learned")
+"""Laws of time that learn."""
 OBJECTIVES: dict[str, type[Objective]] = {
     **TOKEN_OBJECTIVES, "autoregressive": Autoregressive, "masked": MaskedDiffusion,
 }  # fmt: skip
@@ -35,6 +37,7 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
     own: dict[str, Any] = {
         name: getattr(objective, name, none) for name, none in (("t_min", 1e-3), ("self_conditioning", 0.0))
     }
+    own |= {"block_lengths": plan.block_lengths or None, "noise": plan.noise, "causal": plan.causal}
     return FlowLM(FlowLMConfig(path=plan.path, prior=plan.prior, **own, **common))
 
 
@@ -49,7 +52,22 @@ def _masked(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> MaskedD
     return MaskedDiffusionLM(config)
 
 
+def check_noise(plan: FlowConfig, objective: Objective) -> None:
+    """Whether the objective holds where parts of a sample have times of their own."""
+    if plan.noise == "token" and not objective.each_token:
+        fit = [name for name, kind in OBJECTIVES.items() if kind.each_token]
+        raise ValueError(
+            f"flow.noise token: {plan.objective} needs one time for all that see each other; {', '.join(fit)} do not"
+        )
+    if plan.noise != "sample" and plan.options.get("times") in CLOCKS:
+        raise ValueError(f"flow.noise {plan.noise}: times {plan.options['times']} are learned from whole samples")
+
+
 def _refuse_paths(plan: FlowConfig) -> None:
+    if plan.block_lengths or plan.noise != "sample" or plan.causal:
+        raise ValueError(
+            f"flow.block_lengths, flow.noise and flow.causal are of flows: leave them out of {plan.objective}"
+        )
     if plan.codebook in ("sphere", "table"):
         raise ValueError(f"flow.codebook {plan.codebook} is of flows: {plan.objective} has one-hot, embedding and bits")
     if plan.prior or plan.path != "linear":

@@ -18,7 +18,7 @@ from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
 from training.data.flow_windows import FlowWindows
 from training.data.windows import TextWindows
-from training.flow_models import OBJECTIVES, make_model
+from training.flow_models import OBJECTIVES, check_noise, make_model
 from training.flow_start import begin_with, teach_from
 from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
 from training.objectives import TIMES, build_objective
@@ -35,6 +35,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         tokenizer, train, validation, facts = _data(config, plan, not accelerator.is_main_process)
     torch.manual_seed(config.seed)  # an objective may have weights of its own
     objective = build_objective("flow", plan, OBJECTIVES, _laws(plan, len(tokenizer)))
+    check_noise(plan, objective)
     torch.manual_seed(config.seed)  # so that the network starts the same under every objective
     model = make_model(
         plan, objective, vocab_size=len(tokenizer), length=train.source.length, bos_token_id=tokenizer.bos_token_id,
@@ -96,16 +97,17 @@ def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
 
 def _data(config: RunConfig, plan: FlowConfig, quiet: bool) -> tuple[Any, FlowWindows, list[Any], dict[str, Any]]:
     size, suite = config.training.batch_size, suite_of(config)
+    loop: dict[str, Any] = {"block_lengths": tuple(plan.block_lengths), "noise": plan.noise}
     if suite:
         tokenizer = suite_tokenizer(config, suite)
         rows = case_rows(encode_suite(suite, tokenizer), 0, size, config.seed)
-        train = FlowWindows(rows, tokenizer.eos_token_id)
-        fresh = FlowWindows(rows.with_seed(config.seed + VALIDATION_SEED), tokenizer.eos_token_id)
+        train = FlowWindows(rows, tokenizer.eos_token_id, **loop)
+        fresh = FlowWindows(rows.with_seed(config.seed + VALIDATION_SEED), tokenizer.eos_token_id, **loop)
         fixed = [partial(fresh.batch, n, torch.arange(size)) for n in range(config.training.evaluate_batches)]
         return tokenizer, train, fixed, {"suite": suite.name, "fingerprint": suite.fingerprint}
     corpus = load_corpus(config.data, config.tokenizer, progress=not quiet)
     windows = TextWindows(corpus.stores["train"], config.data.length, 0, size, config.seed)
-    train = FlowWindows(windows, corpus.tokenizer.eos_token_id, plan.prompts)
+    train = FlowWindows(windows, corpus.tokenizer.eos_token_id, plan.prompts, **loop)
 
     def states(n: int, make: Any) -> Any:
         batch = make()

@@ -62,10 +62,8 @@ def _probe(name: str, suite: Suite, args: Any) -> Probe:
 
 def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
     """One for each number of steps."""
-    if args.block is not None:
-        raise ValueError(f"{name} writes whole windows: leave --block out, and set --steps")
     run, warp = load_flow(name), Warp(args.temperature, args.top_p)
-    how = samplings(run, args.steps, args.sampler, warp, args.seed, self_conditioning=args.self_conditioning)
+    how = samplings(run, args.steps, args.sampler, warp, args.seed, args)
     return [probe_flow(run, suite, each, num=args.num, batch=args.batch) for each in how]
 
 
@@ -97,13 +95,9 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
     usual = {
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "block": None,
-        "sampler": None,
-        "steps": (1, 2, 4),
-        "self_conditioning": None,
-    }
+        "temperature": 1.0, "top_p": 1.0, "block": None, "sampler": None, "steps": (1, 2, 4), "self_conditioning": None,
+        "delay": None, "order": None,
+    }  # fmt: skip
     changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
     if "steps" in changed:
         changed["steps"] = ",".join(map(str, args.steps))

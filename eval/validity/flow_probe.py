@@ -1,4 +1,4 @@
-"""A suite's answers from a flow language model: the whole answer is one window, in as many steps as asked."""
+"""A suite's answers from a flow language model: a window, whole or by blocks, in as many steps as asked."""
 
 from collections import Counter
 from typing import Any
@@ -20,11 +20,8 @@ def probe_flow(run: FlowRun, suite: Suite, how: Sampling, *, num: int = 20_000, 
         nfe = rows.nfe
         for prompt, text in zip(prompts[rows.which], rows.texts, strict=True):
             counts[prompt][_answer(run, text, encoded.closed, encoded.longest)] += 1
-    contract = {
-        "steps": how.steps, "nfe": nfe, "sampler": how.sampler, **how.options, "temperature": how.warp.temperature, "top_p": how.warp.top_p,
-        "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema,
-        "one_block": True, "end_token": encoded.closed,
-    }  # fmt: skip
+    contract = how.contract(run, nfe, batch) | {"end_token": encoded.closed}
+    contract["one_block"] = contract.get("block", run.model.config.length) == run.model.config.length
     common: dict[str, Any] = {
         "on": suite.name, "subject": run.subject, "run": run.name, "train_seed": run.train_seed, "contract": contract,
         "split": "law" if suite.train_laws is None else "held-out", "sample_seed": how.seed,

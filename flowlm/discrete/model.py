@@ -13,7 +13,7 @@ from flowlm.discrete.writing import FILLING, write_causal, write_masked
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
 from flowlm.model import make_codebook
 from flowlm.token_map import Known
-from flowlm.writing import Written
+from flowlm.writing import Watcher, Written
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.rng import Rng
 
@@ -103,7 +103,7 @@ class AutoregressiveLM(DiscreteLM):
 
     def write(self, known: Known, rng: Rng, *, warp: Any = None, end: int | None = None, **how: Any) -> Written:
         """how: steps, sampler and watch, of which there is no choice and nothing to see."""
-        return write_causal(self.map, known, rng, warp=warp, end=end)
+        return announced(write_causal(self.map, known, rng, warp=warp, end=end), how.get("told"))
 
 
 class MaskedDiffusionLM(DiscreteLM):
@@ -118,9 +118,18 @@ class MaskedDiffusionLM(DiscreteLM):
         """Logits of every token given x_t, whose blanks are vocab_size, (batch, length, vocab_size)."""
         return self.map.logits(x_t, t, known)
 
-    def write(self, known: Known, rng: Rng, *, end: int | None = None, **how: Any) -> Written:
-        """how: of `writing.write_masked`. A window is written as a whole, whatever its end."""
-        return write_masked(self.map, known, rng, **how)
+    def write(
+        self, known: Known, rng: Rng, *, end: int | None = None, ends: Sequence[int] = (), told: Watcher | None = None,
+        **how: Any,
+    ) -> Written:  # fmt: skip
+        """how: of `writing.write_masked`. A window is written as a whole, whatever its end and its end tokens."""
+        return announced(write_masked(self.map, known, rng, **how), told)
+
+
+def announced(written: Written, told: Watcher | None) -> Written:
+    if told is not None:
+        told(written.tokens)
+    return written
 
 
 for _config, _model in ((AutoregressiveConfig, AutoregressiveLM), (MaskedDiffusionConfig, MaskedDiffusionLM)):

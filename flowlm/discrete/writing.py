@@ -40,7 +40,7 @@ def write_causal(model: Any, known: Known, rng: Rng, *, warp: Warp | None = None
         tokens[:, place] = torch.where(told, known.tokens[:, place], drawn)
         log_q[:, place] = log_p.masked_fill(told, 0.0)
         ids = tokens[:, place : place + 1]
-    return Written(tokens, log_q, max(0, end - first))
+    return Written(tokens, log_q, torch.full((len(tokens),), max(0, end - first)))
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def write_masked(
         drawn, log_p = warp.draw(logits, noise)
         due = open_ & (turn == step)
         x, log_q = torch.where(due, drawn, x), torch.where(due, log_p, log_q)
-    return Written(x, log_q, steps)
+    return Written(x, log_q, torch.full((len(x),), steps))
 
 
 def turns(u: Tensor, open_: Tensor, steps: int, sampler: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowlm.likelihood.denoiser import Denoiser, passes
 from flowlm.likelihood.terms import time_of
 from flowlm.token_map import TokenMap
-from flowlm.writing import Draft, last_logits
+from flowlm.writing import Draft, Refinement
 from flowmap.path import expand
 from flowmap.rng import Rng
 
@@ -48,7 +48,9 @@ class FewStep:
         return (self.steps + (self.sampler == "heun") * (self.steps - 1)) * passes(self.model)
 
     def last(self, z: Tensor, rng: Rng, context: Any = None) -> Tensor:
-        return last_logits(Draft(cast(TokenMap, self.model), context, None), z, rng, self.steps, self.sampler)
+        return Refinement(self.steps, self.sampler).last_logits(
+            Draft(cast(TokenMap, self.model), context, None), z, rng
+        )
 
 
 @dataclass(frozen=True)

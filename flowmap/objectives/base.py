@@ -48,11 +48,13 @@ class Objective(nn.Module):
 
     coupling says what a slice of a global batch must hold together: "sample" (nothing), "group"
     (groups of `group_size` never straddle a slice) or "batch" (the whole global batch).
+    each_token: whether it holds where states that see each other have times of their own.
     teacher_decay: of the moving average of the weights that `teacher` is; None: it needs no teacher.
     low_discrepancy: times are spread evenly over the global batch (`Rng.place`).
     """
 
     coupling: ClassVar[Literal["sample", "group", "batch"]] = "sample"
+    each_token: ClassVar[bool] = False
     group_size: int = 1
     teacher_decay: float | None = None
     low_discrepancy: bool = False

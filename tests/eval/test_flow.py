@@ -54,6 +54,40 @@ def test_a_row_is_the_same_in_any_batch(runs):
         list(write_all(run, [start * 2], Sampling(), 4))
 
 
+def test_blocks_and_tokens_that_start_apart_by_command(tmp_path, capsys):
+    """Prompts are four tokens of twelve; blocks of two make four of what is left."""
+    tiny = {
+        "flow__width": 16,
+        "flow__depth": 1,
+        "flow__heads": 2,
+        "training__steps": 6,
+        "training__batch_size": 16,
+        **SMALL,
+    }
+    for name in ("block", "forcing"):
+        train(override(load_preset(f"flow-{name}-brackets-8"), **tiny), tmp_path / name, build, quiet=True)
+    found = {}
+    for words in (["block"], ["block", "--block", "2"], ["forcing"], ["forcing", "--delay", "2", "--order", "random"]):
+        out = str(tmp_path / "p.json")
+        run = ["probe", str(tmp_path / words[0]), *words[1:], "--suite", "brackets-8", "--steps", "2", "--num", "40"]
+        assert leaplm.main([*run, "--json", out]) == 0
+        found[" ".join(words)] = json.loads((tmp_path / "p.json").read_text())["results"][0]["contract"]
+    assert {name: contract["nfe"] for name, contract in found.items()} == {
+        "block": 2, "block --block 2": 8, "forcing": 2, "forcing --delay 2 --order random": 2 + 2 * 7,
+    }  # fmt: skip
+    assert found["block"]["block"] == 12 and found["block --block 2"]["block"] == 2
+    assert found["forcing --delay 2 --order random"]["order"] == "random" and "block" not in found["forcing"]
+    how = ["--num", "2", "--steps", "1", "--block", "4", "--out", str(tmp_path / "s.jsonl")]
+    assert leaplm.main(["sample", str(tmp_path / "block"), *how]) == 0
+    for row in read_samples(tmp_path / "s.jsonl"):
+        words = [len(part.split()) for part in row["blocks"]]
+        assert row["contract"]["nfe"] == 2 and sum(words) == row["tokens"] and max(words) <= 4
+        assert [len(draft.split()) for draft in row["drafts"]] == [4, 8]
+    capsys.readouterr()
+    assert leaplm.main(["probe", str(tmp_path / "block"), "--suite", "brackets-8", "--block", "3"]) == 2
+    assert "trained with 1, 2, 4, 12" in capsys.readouterr().err
+
+
 def test_probe_and_sample_by_command(runs, tmp_path, capsys):
     run = str(runs / "poker")
     assert (

@@ -33,8 +33,13 @@ KINDS = {
     "teacher": {"flow__options": {"teacher_decay": 0.9, "boundary": 0.5}},
     "two passes": {"flow__options": {"self_conditioning": 0.5, "fixed_point": 0.5}},
     "projected": {"flow__project": True},
+    "blocks": {
+        "data__suite": "brackets-8", "flow__block_lengths": [1, 4, 12], "flow__noise": "block",
+        "flow__codebook": "embedding",
+    },
+    "tokens": {"flow__noise": "token", "flow__causal": True},
     "text": {"data__suite": None, "data__length": 12, "flow__prompts": 0.5, "tokenizer__kind": "bpe"},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -248,10 +253,31 @@ def test_the_filter_comes_in_over_the_ramp_and_is_whole_behind_it(config):
     assert at_once.model.prior_share is None
 
 
+def test_block_lengths_are_drawn_for_each_sample_and_levels_follow_them(config):
+    def batch(rows, **more):
+        from accelerate import Accelerator
+
+        return build(config("blocks", **more), Accelerator(cpu=True)).train.batch(3, rows)
+
+    rows = torch.arange(600)
+    whole = batch(rows)
+    assert torch.equal(whole.context.tokens, whole.tokens) and (whole.context.known.at == ~whole.scored).all()
+    often = torch.bincount(whole.context.size, minlength=13)
+    assert often[[1, 4, 12]].min() > 160 and often.sum() == 600
+    assert torch.equal(whole.levels, torch.arange(12) // whole.context.size[:, None])
+    assert torch.equal(batch(rows[7:9]).context.size, whole.context.size[7:9])
+    assert batch(rows, flow__noise="sample").levels is None
+    assert (batch(rows, flow__noise="token").levels == torch.arange(12)).all()
+
+
 def test_wrong_options_are_one_line(config, tmp_path):
     with pytest.raises(ValueError, match="has no option 'boundary'; it has times, t_min"):
         settings = config(flow__objective="cross-entropy")  # which takes none of what the preset says
         settings.flow.options = {"boundary": 0.5}
+        train(settings, tmp_path / "run", build, quiet=True)
+    with pytest.raises(ValueError, match="cross-entropy, kl-psd do not"):
+        settings = config("tokens", flow__objective="vlb")
+        settings.flow.options.clear()
         train(settings, tmp_path / "run", build, quiet=True)
     for more, what in (
         ({"flow__objective": "leap"}, "known are cross-entropy"),
@@ -269,6 +295,8 @@ def test_wrong_options_are_one_line(config, tmp_path):
         ({"flow__codebook": "sphere"}, "set the path slerp"),
         ({"flow__options": {"diagonal": "x"}}, "must be a number"),
         ({"head__name": "independent"}, "exclude each other"),
+        ({"flow__block_lengths": [4]}, r"4 does not divide a window of 6: \[1, 2, 3, 6\] do"),
+        ({"flow__noise": "block"}, "needs block lengths"),
     ):
         with pytest.raises(ValueError, match=what):
             train(config(**more), tmp_path / "run", build, quiet=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowmap.codebook import in_full
 from flowmap.objectives.base import Loss, Objective
-from flowmap.path import LinearPath
+from flowmap.path import LinearPath, expand
 from flowmap.rng import Rng
 from flowmap.self_conditioning import asked, drawn
 from flowmap.times import TimeLaw, Uniform, ordered_pair
@@ -27,11 +27,13 @@ from flowmap.times import TimeLaw, Uniform, ordered_pair
 class TokenStates:
     """A slice of token sequences; their states are the model's codes. tokens: (batch, N) int64; context: what the map's
     network takes, indexable by rows. scored: (batch, N) bool, the tokens that a loss is a mean over, where a map knows
-    the others by its context and gives them no loss; None: all."""
+    the others by its context and gives them no loss; None: all. levels: (batch, N) int64 below N, tokens of a sample
+    with the same number are noised to the same time, drawn for that number; None: one time a sample."""
 
     tokens: Tensor
     context: Any = None
     scored: Tensor | None = None
+    levels: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -50,18 +52,29 @@ class TokenStates:
         return self.scored.sum(1).float()
 
     def __getitem__(self, rows: Tensor) -> "TokenStates":
-        context, scored = (None if part is None else part[rows] for part in (self.context, self.scored))
-        return TokenStates(self.tokens[rows], context, scored)
+        more = (None if part is None else part[rows] for part in (self.context, self.scored, self.levels))
+        return TokenStates(self.tokens[rows], *more)
 
     def to(self, device: torch.device) -> "TokenStates":
-        context, scored = (None if part is None else part.to(device) for part in (self.context, self.scored))
-        return TokenStates(self.tokens.to(device), context, scored)
+        more = (None if part is None else part.to(device) for part in (self.context, self.scored, self.levels))
+        return TokenStates(self.tokens.to(device), *more)
+
+    def draws(self, rng: Rng) -> tuple[Rng, int]:
+        """How many times are drawn, and with what randomness: one a sample, or one for every level there could be."""
+        if self.levels is None:
+            return rng, self.size
+        return rng.parts(self.tokens.shape[1]), self.tokens.numel()
+
+    def at_tokens(self, drawn: Tensor) -> Tensor:
+        """What was drawn so, as (batch,) of the samples or (batch, N) of their tokens."""
+        return drawn if self.levels is None else drawn.view(self.levels.shape).gather(1, self.levels.to(drawn.device))
 
 
 @dataclass(frozen=True)
 class NoisedTokens:
-    """Rows of a batch on their way: x_t = α_t c_x + σ_t ε, (rows, N, d). u: one more U[0, 1) a row, for what a method
-    draws besides. told: rows whose maps are asked by two passes; None: none is."""
+    """Rows of a batch on their way: x_t = α_t c_x + σ_t ε, (rows, N, d). t, s: (rows,), or (rows, N) of each token. u: one
+    more U[0, 1) a row, for what a method draws besides, in the form of t. told: rows whose maps are asked by two passes;
+    None: none is."""
 
     tokens: Tensor
     x_t: Tensor
@@ -126,7 +139,8 @@ class TokenObjective(Objective):
             error, metric = self.local_error(asked(model, part.told), part)
             total = total + error.sum() + self.fixed_point * self._gap_of_passes(model, part)
             metrics["cross_entropy"] = (metric.sum().detach(), batch[local].count)
-        statistics = self.times.statistics(x.t[local], metric, batch[local].counts)
+        alike = x.t.ndim == 1  # tokens with times of their own tell no clock of a sample's
+        statistics = self.times.statistics(x.t[local], metric, batch[local].counts) if alike else {}
         if len(few):
             part = x[few]
             error, weight = self.divergence(asked(model, part.told), asked(teacher or model, part.told), part, step)
@@ -161,17 +175,18 @@ class TokenObjective(Objective):
 
     def noised(self, model: Any, batch: TokenStates, rng: Rng, step: int) -> tuple[NoisedTokens, Tensor]:
         """The batch at its times, and which of its samples are on the diagonal."""
-        count = batch.size
+        own, count = batch.draws(rng)
         x_0 = model.codebook.encode(batch.tokens)
-        on_diagonal = rng.uniform("diagonal", count) < self.diagonal
-        t, s = self.pair(rng, count, step)
-        t = torch.where(on_diagonal, self.times.draw(rng, "t", count), t).to(x_0).clamp_min(self.t_min)
-        on_diagonal = on_diagonal.to(t.device)
-        s = torch.where(on_diagonal, t, torch.minimum(s.to(t), t))
+        on_diagonal = rng.uniform("diagonal", batch.size) < self.diagonal
+        t, s = (batch.at_tokens(time) for time in self.pair(own, count, step))
+        alone = expand(on_diagonal, t)
+        t = torch.where(alone, batch.at_tokens(self.times.draw(own, "t", count)), t).to(x_0).clamp_min(self.t_min)
+        s = torch.where(alone.to(t.device), t, torch.minimum(s.to(t), t))
         x_t = model.path.noise(x_0, model.path.draw_noise(rng, "eps", x_0), t)
-        told = drawn(rng, count, self.self_conditioning)
+        u = expand(rng.uniform("u", batch.size).to(t), t)
+        told = drawn(rng, batch.size, self.self_conditioning)
         told = None if told is None else told.to(t.device)
-        return NoisedTokens(batch.tokens, x_t, t, s, batch.context, rng.uniform("u", count).to(t), told), on_diagonal
+        return NoisedTokens(batch.tokens, x_t, t, s, batch.context, u, told), on_diagonal.to(t.device)
 
     def divergence(self, model: Any, teacher: Any, x: NoisedTokens, step: int) -> tuple[Tensor, Tensor]:
         """(Σ_l KL(q^l ‖ p^l), w), (rows,) each."""

@@ -10,10 +10,13 @@ is the velocity of the flow. Trained by cross-entropy gen-PPL is 97, by endpoint
 from torch import Tensor
 
 from flowmap.objectives.tokens.base import NoisedTokens, TokenObjective, cross_entropy
+from flowmap.path import expand
 from flowmap.times import TimeLaw
 
 
 class CrossEntropy(TokenObjective):
+    each_token = True
+
     def __init__(
         self,
         times: TimeLaw | None = None,
@@ -40,5 +43,5 @@ class Endpoint(CrossEntropy):
         logits = model.logits(x.x_t, x.t, x.t, x.context)
         with model.codebook.held():
             wrong = model.codebook.expected(logits) - model.codebook.encode(x.tokens)
-        weight = model.path.sigma(x.t) ** -self.power
-        return weight * wrong.square().flatten(1).sum(1), cross_entropy(logits.detach(), x.tokens)
+        weight = expand(model.path.sigma(x.t) ** -self.power, wrong)
+        return (weight * wrong.square()).flatten(1).sum(1), cross_entropy(logits.detach(), x.tokens)

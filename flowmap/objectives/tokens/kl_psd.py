@@ -2,7 +2,8 @@
 
     q = a·p_{t→u}(x_t) + (1−a)·p_{u→s}(X_{t→u}(x_t)),   a = s(t−u)/(u(t−s)),   s ≤ u ≤ t
 
-since p_{t→s} is an average of p_{u→u} along the trajectory (math.md §2). No derivative is taken. The pair (1, 0), one
+since p_{t→s} is an average of p_{u→u} along the trajectory (math.md §2). No derivative is taken. Where tokens have times of
+their own, the way from t to s is the straight one, on which u lies: one γ for all of them. The pair (1, 0), one
 step from noise to data, has measure zero under any density, so it is drawn with a probability of its own.
 """
 
@@ -13,7 +14,7 @@ from flowmap.path import expand
 
 
 class WholeJumps(TokenObjective):
-    """boundary: probability of (t, s) = (1, 0), off the diagonal."""
+    """boundary: probability of (t, s) = (1, 0), off the diagonal, of each pair that is drawn."""
 
     def __init__(self, *args, boundary: float = 1 / 32, **more) -> None:
         super().__init__(*args, **more)
@@ -27,6 +28,8 @@ class WholeJumps(TokenObjective):
 
 class ProgressiveKL(WholeJumps):
     """gamma: u = s + γ(t−s), γ ~ U(0, 1) unless fixed."""
+
+    each_token = True
 
     def __init__(self, *args, gamma: float | None = None, **more) -> None:
         super().__init__(*args, **more)

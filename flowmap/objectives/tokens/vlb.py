@@ -4,7 +4,8 @@
 
 the integral from S(t_max) to S(t_min) (math.md §5). The first term is the KL of the noisiest state to the prior
 N(0, ν²σ²I): zero at t_max = 1, and without it the rest is no bound below. Holds for any network; tight at the posterior.
-Codes learn through all three terms. sum/count is nats a token: times N, a bound on −log P of a sequence.
+Where blocks of a sample that do not see each other's noise have times of their own, it is the sum of
+their bounds. Codes learn through all three terms. sum/count is nats a token: times N, a bound on −log P of a sequence.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from flowmap.objectives.base import Loss, Objective
 from flowmap.objectives.tokens.base import TokenStates, cross_entropy
-from flowmap.path import Path
+from flowmap.path import Path, expand
 from flowmap.rng import Rng
 from flowmap.self_conditioning import asked, drawn
 from flowmap.signal import Cut, LogSNR, SignalLaw
@@ -54,12 +55,13 @@ class VariationalBound(Objective):
         noisiest = model.path.snr(t_max) / model.path.noise_scale**2
         prior = noisiest.to(x_0) / 2 * told.square().flatten(1).sum(1)
 
-        looks = self.signal.draw(model.path, rng.place("t", batch.size))
-        t, weight = looks.t.to(x_0), looks.weight.to(x_0)
+        own, times = batch.draws(rng)
+        looks = self.signal.draw(model.path, own.place("t", times))
+        t, weight = (batch.at_tokens(part).to(x_0) for part in (looks.t, looks.weight))
         x_t = model.path.noise(x_0, model.path.draw_noise(rng, "eps", x_0), t)
         now = t.detach()
         logits = model.logits(x_t, now, now, batch.context)
-        drift = weight * (x_0 - model.codebook.expected(logits)).square().flatten(1).sum(1)
+        drift = (expand(weight, x_0) * (x_0 - model.codebook.expected(logits)).square()).flatten(1).sum(1)
 
         least = t_min.to(x_0).expand(batch.size)
         x_least = model.path.noise(x_0, model.path.draw_noise(rng, "eps_min", x_0), least)
@@ -70,9 +72,11 @@ class VariationalBound(Objective):
         parts = {"prior": prior, "drift": drift, "reading": reading}
         metrics = {name: (part.sum().detach(), count) for name, part in parts.items()}
         nats = partial(cross_entropy, logits.detach(), batch.tokens)
+        total = (prior + drift + reading).sum()
+        if batch.levels is not None:  # blocks with times of their own tell no law of a sample's
+            return Loss(total, count, metrics)
         statistics = self.signal.statistics(looks, drift, nats, batch.counts)
-        total = (prior + drift + reading).sum() + self.signal.lesson(looks, drift).to(x_0)
-        return Loss(total, count, metrics, statistics)
+        return Loss(total + self.signal.lesson(looks, drift).to(x_0), count, metrics, statistics)
 
     def draw(self, path: Path, rng: Rng, count: int) -> tuple[Tensor, Tensor]:
         """(t, ½·dS/du), (count,), float64: times and the weights that make the estimate unbiased."""
