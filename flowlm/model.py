@@ -57,13 +57,13 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         check_path(config)
         check_loop(config)
         codebook = make_codebook(config.codebook, config.vocab_size, config.state_size)
-        fields = {"positions": "rope", "read_bias": 1.0, **(config.backbone or {})}
+        fields: dict[str, Any] = {"positions": "rope", "read_bias": 1.0, "self_conditioning": config.self_conditioning > 0}
+        fields |= config.backbone or {}
         backbone = Backbone(
             BackboneConfig(
                 state_size=codebook.state_size,
                 output_size=config.vocab_size,
                 max_positions=config.length,
-                self_conditioning=config.self_conditioning > 0,
                 **fields,
             )
         )

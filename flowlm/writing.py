@@ -148,9 +148,10 @@ def write(
     how = Refinement(steps, sampler, warp or Warp(), delay, order)
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
+    asked: Any = TwoPass(model) if self_conditioning else model
     if block is not None:
-        return write_blocks(model, like, rng, how, block, known or nothing(like), watch, ends, told, cached)
-    draft = Draft(model, nothing(like) if known is None and delay else known, watch)
+        return write_blocks(asked, like, rng, how, block, known or nothing(like), watch, ends, told, cached)
+    draft = Draft(asked, nothing(like) if known is None and delay else known, watch)
     tokens, log_q = how(draft, like, rng)
     if told is not None:
         told(tokens)

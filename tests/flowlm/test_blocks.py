@@ -19,7 +19,7 @@ BACKENDS = ["sdpa", "sdpa_math", "eager", "flex_attention", "sdpa in bf16", "sho
 
 def build(attention="sdpa", length=N, **more):
     torch.manual_seed(0)
-    backbone = {"width": 32, "depth": 3, "heads": 2, "attention": attention, **more.pop("backbone", {})}
+    backbone = {"width": 32, "depth": 3, "heads": 2, "read_bias": 0.0, "attention": attention, **more.pop("backbone", {})}
     config = FlowLMConfig(vocab_size=V, length=length, codebook="embedding", state_size=4, backbone=backbone, **more)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a backend that is not here
@@ -195,7 +195,7 @@ def test_rows_of_a_context():
 @pytest.mark.parametrize("name", TOKEN_OBJECTIVES)
 @pytest.mark.parametrize("noise", ["sample", "block"])
 def test_every_objective_learns_blocks_and_known_tokens_carry_no_loss(name, noise):
-    model, (tokens, *_), objective = build(), given(), TOKEN_OBJECTIVES[name]()
+    model, (tokens, *_), objective = build(), given(), TOKEN_OBJECTIVES[name](**({"group_size": 2} if name == "imm" else {}))
     at = torch.arange(N).expand(ROWS, N) % 3 == 0
     levels = torch.arange(N) // SIZES[:, None] if noise == "block" else None
 
@@ -204,11 +204,11 @@ def test_every_objective_learns_blocks_and_known_tokens_carry_no_loss(name, nois
         return objective(model.map, states, rng=Rng(3, rows), step=0)
 
     every = torch.arange(ROWS)
-    whole, parts = loss(at, every), [loss(at, rows) for rows in every.split([1, 5])]
-    torch.testing.assert_close(whole.sum, sum(part.sum for part in parts))
+    whole, parts = loss(at, every), [loss(at, rows) for rows in every.split([2, 4])]
+    torch.testing.assert_close(whole.sum, sum(part.sum for part in parts), rtol=1e-5, atol=1e-5)
     whole.sum.backward()
     assert whole.sum > 0 and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    assert loss(torch.ones_like(at), every).sum.item() == pytest.approx(0, abs=1e-4)
+    assert loss(torch.ones_like(at), every).sum.item() == pytest.approx(0, abs=2e-3)  # distances are clamped at 1e-4
 
 
 @torch.no_grad()
@@ -218,7 +218,7 @@ def test_the_bound_of_blocks_is_one_of_a_law(size, wild, low, high):
     """Σ exp(−bound) over all windows, one time a block: 1 at most. A fresh network with the matched filter is the posterior
     of the uniform law, of which the bound is tight."""
     torch.manual_seed(0)
-    backbone = {"width": 16, "depth": 1, "heads": 2}
+    backbone = {"width": 16, "depth": 1, "heads": 2, "read_bias": 0.0}
     config = FlowLMConfig(vocab_size=2, length=4, codebook="bits", prior=True, backbone=backbone)
     model, draws = FlowLM(config), 4000
     for parameter in model.parameters():

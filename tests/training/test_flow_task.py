@@ -275,7 +275,7 @@ def test_wrong_options_are_one_line(config, tmp_path):
         settings = config(flow__objective="cross-entropy")  # which takes none of what the preset says
         settings.flow.options = {"boundary": 0.5}
         train(settings, tmp_path / "run", build, quiet=True)
-    with pytest.raises(ValueError, match="cross-entropy, kl-psd do not"):
+    with pytest.raises(ValueError, match="cross-entropy, endpoint, kl-psd do not"):
         settings = config("tokens", flow__objective="vlb")
         settings.flow.options.clear()
         train(settings, tmp_path / "run", build, quiet=True)
@@ -371,7 +371,7 @@ def test_a_projected_gradient_does_not_fight_the_denoisers(config):
         projection = Projection(parameters)
         for low in (0, 16, 32, 48):
             part = loss(low, low + 16)
-            projection.add(type(part)(part.sum + (sign - 1) * part.few_step, part.count, {}, sign * part.few_step))
+            projection.add(type(part)(part.sum + (sign - 1) * part.few_step, part.count, few_step=sign * part.few_step))
         projection.settle(accelerator)
         found = torch.cat([p.grad.flatten() for p in parameters]) - local
         against = min(0.0, float(sign * local @ few))
