@@ -14,6 +14,7 @@ from eval.validity.open import OPEN_SUITES, OpenSuite
 from eval.validity.open_probe import open_cases, probe_open
 from eval.validity.probe import Probe, probe
 from eval.validity.suites import Suite, load_suite
+from eval.validity.ways import Way
 from flowmap.warp import Warp
 
 MOST_OPEN = 2000
@@ -32,7 +33,7 @@ def run(args: Any, command: list[str]) -> None:
     probes = []
     print_row("", "validity", "TV", "TV exact", "exact sampler's TV", "coverage")
     for name in args.runs:
-        made = _flow_probes(name, suite, args) if model_type(name) == "leaplm-flow" else [_probe(name, suite, args)]
+        made = (_flow_probes if model_type(name) == "leaplm-flow" else _probes)(name, suite, args)
         for done in made:
             print_row(" ".join([done.subject, *_steps(done)]), *summary(done))
         probes += made
@@ -54,15 +55,20 @@ def run(args: Any, command: list[str]) -> None:
         )
 
 
-def _probe(name: str, suite: Suite, args: Any) -> Probe:
+def _probes(name: str, suite: Suite, args: Any) -> list[Probe]:
+    """One for each decoder."""
     run, warp = load_run(name), Warp(args.temperature, args.top_p)
-    return probe(run, suite, num=args.num, batch=args.batch, warp=warp, seed=args.seed, block=args.block)
+    how: dict[str, Any] = {"num": args.num, "batch": args.batch, "warp": warp, "seed": args.seed, "block": args.block}
+    ways = [Way(decoder, args.verify, args.ending) for decoder in args.decoder]
+    return [probe(run, suite, way=way, **how) for way in ways]
 
 
 def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
     """One for each number of steps."""
     if args.block is not None:
         raise ValueError(f"{name} writes whole windows: leave --block out, and set --steps")
+    if (args.decoder, args.verify, args.ending) != (("joint",), None, "token"):
+        raise ValueError(f"{name} writes whole windows: leave --decoder, --verify and --ending out")
     run, warp = load_flow(name), Warp(args.temperature, args.top_p)
     how = [Sampling(steps, args.sampler, warp, args.seed) for steps in args.steps]
     return [probe_flow(run, suite, each, num=args.num, batch=args.batch) for each in how]
@@ -70,7 +76,9 @@ def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
 
 def _steps(done: Probe) -> list[str]:
     contract = done.records[0]["contract"]
-    return [f"{contract['sampler']}, nfe {contract['nfe']}"] if "sampler" in contract else []
+    if "sampler" in contract:
+        return [f"{contract['sampler']}, nfe {contract['nfe']}"]
+    return [] if contract["verify"] == "none" else [f"({contract['verify']}, {contract['trunk_passes']} passes)"]
 
 
 def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> None:
@@ -95,10 +103,10 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
 
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
-    usual = {"temperature": 1.0, "top_p": 1.0, "block": None, "sampler": "pushforward", "steps": (1, 2, 4)}
+    usual = {"decoder": ("joint",), "verify": None, "ending": "token", "temperature": 1.0, "top_p": 1.0, "block": None, "sampler": "pushforward", "steps": (1, 2, 4)}
     changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
-    if "steps" in changed:
-        changed["steps"] = ",".join(map(str, args.steps))
+    for name in {"steps", "decoder"} & set(changed):
+        changed[name] = ",".join(map(str, changed[name]))
     return "".join(f"-{name}-{value}" for name, value in changed.items())
 
 
