@@ -61,7 +61,8 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available() or device == "cpu")
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        alone = self._world_size == 1 and device is not None
+        here = torch.cuda.is_available() or not str(device).startswith("cuda")  # lm-eval asks for cuda:0 unasked
+        alone = self._world_size == 1 and device is not None and here
         self._device = torch.device(device) if alone else self.accelerator.device
         self.add_bos_token, self.seed = add_bos_token, torch.initial_seed() if seed is None else seed
         automatic = str(batch_size).startswith("auto")
@@ -144,7 +145,7 @@ class HarnessModel(TemplateLM):
                 if requests[i][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[i][0], scored)
 
-        self._in_batches(order, lambda i: spans[i].row(shared=True), keep, "loglikelihood", disable_tqdm)
+        self._in_batches(order, lambda i: spans[i].row, keep, "loglikelihood", disable_tqdm)
         return found
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:

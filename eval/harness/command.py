@@ -5,6 +5,7 @@ All that follows is lm-eval's, but for `--json FILE`, which keeps the scores as 
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,8 +46,8 @@ def run(argv: list[str]) -> None:
 
 
 def _keep(results: list[dict], file: Path, command: list[str]) -> None:
-    """Of the first process, which alone has results."""
-    if not results:
+    """By the first process alone, which has the results of all."""
+    if not results or int(os.environ.get("RANK", 0)) > 0:
         return
     from eval.harness.records import harness_records
 

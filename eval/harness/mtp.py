@@ -1,9 +1,9 @@
 """`leaplm-mtp` for lm-eval: a trunk, with or without a joint head, by one of three decoders.
 
-    trunk     the trunk's own law, token by token: exact, for any causal LM of transformers
-    block     direct decoding: the head's law in consecutive blocks from the context's end, which is another law than the
-              trunk's, and exact where the head is (else a bound, of DRAWS of its noise)
-    verified  what the head drafts, judged by the trunk: the trunk's law again, written in fewer passes
+trunk     the trunk's own law, token by token: exact, for any causal LM of transformers
+block     direct decoding: the head's law in consecutive blocks from the context's end, which is another law than the
+          trunk's, and exact where the head is (else a bound, of DRAWS of its noise)
+verified  what the head drafts, judged by the trunk: the trunk's law again, written in fewer passes
 """
 
 from collections.abc import Sequence

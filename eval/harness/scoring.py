@@ -41,9 +41,10 @@ class Span:
         tokens = (*context, *continuation)[-(longest + 1) :]
         return cls(tokens, len(tokens) - len(continuation))
 
-    def row(self, shared: bool) -> tuple[int, ...]:
-        """What the trunk reads. shared: spans that differ in the last token alone are one row."""
-        return self.tokens[:-1] if shared else (*self.tokens, -self.start)
+    @property
+    def row(self) -> tuple[int, ...]:
+        """What the trunk reads: spans that differ in the last token alone are one row."""
+        return self.tokens[:-1]
 
     @property
     def address(self) -> int:
@@ -65,7 +66,7 @@ def score_spans(
     seed: of heads whose law is a mean over noise, for which the sum is a bound."""
     device = model.device
     rows: dict[tuple[int, ...], int] = {}
-    row_of = [rows.setdefault(span.row(block_size == 1), len(rows)) for span in spans]
+    row_of = [rows.setdefault(span.row, len(rows)) for span in spans]
     lengths = [len(span.tokens) for span in spans]
     most = max(lengths)
     padded = [(*span.tokens, *[0] * (most + block_size - 1 - len(span.tokens))) for span in spans]
@@ -75,7 +76,9 @@ def score_spans(
     place = torch.arange(most - 1, device=device)
     continued = (place >= first) & (place < length - 1)
     row = torch.tensor(row_of, device=device)
-    one_of = torch.zeros(len(rows), dtype=torch.long, device=device).scatter_(0, row, torch.arange(len(row), device=device))
+    one_of = torch.zeros(len(rows), dtype=torch.long, device=device).scatter_(
+        0, row, torch.arange(len(row), device=device)
+    )
     hidden, _ = model.states(tokens[one_of, : most - 1])
     if block_size == 1:
         span, at = torch.nonzero(continued, as_tuple=True)
@@ -87,6 +90,7 @@ def score_spans(
         targets, inside = tokens[span[:, None], index], index < length[span]
         addresses = torch.tensor([part.address for part in spans], device=device)
         rng = Rng(seed, addresses[span], at)
+        hidden = hidden[row]
         nll = head_nll(model.head, model.anchored(hidden, tokens, anchors), targets, rng)
         nll = (nll.double() * inside).sum(1)
         hit = torch.zeros_like(span, dtype=torch.bool)

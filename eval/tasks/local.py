@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,16 @@ def read_rows(root: Path, name: str) -> list[dict[str, Any]]:
         lines = [line.rstrip("\n") for line in file]
     as_json = name.endswith(".jsonl")
     return [json.loads(line) if as_json else {"text": line} for line in lines if line.strip()]
+
+
+def hellaswag_context(doc: dict[str, Any]) -> str:
+    return _without_brackets(doc["query"])
+
+
+def hellaswag_endings(doc: dict[str, Any]) -> list[str]:
+    return [_without_brackets(text) for text in doc["choices"]]
+
+
+def _without_brackets(text: str) -> str:
+    """WikiHow's links, of which the files have kept a few that the stock task takes out."""
+    return re.sub(r"\[.*?\]", "", text)

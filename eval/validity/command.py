@@ -84,6 +84,8 @@ def _steps(done: Probe) -> list[str]:
 def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> None:
     if args.picture:
         raise ValueError(f"suite {suite.name} has no heat map: leave --picture out")
+    if args.decoder != ("joint",) or args.ending != "token":
+        raise ValueError(f"suite {suite.name} reads code up to a line's end: leave --decoder and --ending out")
     records: list[dict[str, Any]] = []
     print_row("", "validity", "samples", "prompts")
     for name in args.runs:
@@ -103,7 +105,16 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
 
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
-    usual = {"decoder": ("joint",), "verify": None, "ending": "token", "temperature": 1.0, "top_p": 1.0, "block": None, "sampler": "pushforward", "steps": (1, 2, 4)}
+    usual = {
+        "decoder": ("joint",),
+        "verify": None,
+        "ending": "token",
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "block": None,
+        "sampler": "pushforward",
+        "steps": (1, 2, 4),
+    }
     changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
     for name in {"steps", "decoder"} & set(changed):
         changed[name] = ",".join(map(str, changed[name]))

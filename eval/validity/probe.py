@@ -16,12 +16,11 @@ import torch
 from eval.loading import LoadedRun
 from eval.records import record
 from eval.validity.suites import Suite
-from eval.validity.ways import UNFINISHED, Way
+from eval.validity.ways import Way
 from flowmap.warp import Warp
 from mtp.heads.past import Past
 from training.data.cases import EncodedSuite, encode_suite
 
-__all__ = ["UNFINISHED", "Probe", "probe"]
 MOST_LOGITS = 2**28
 """Of a decoded batch, all positions of its blocks: 1 GiB of fp32."""
 

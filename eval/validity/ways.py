@@ -58,7 +58,14 @@ class Way:
         return encoded.longest + (self.ending == "any" and not encoded.closed)
 
     def write(
-        self, run: LoadedRun, encoded: EncodedSuite, starts: list[list[int]], *, block: int | None, batch: int, **how: Any
+        self,
+        run: LoadedRun,
+        encoded: EncodedSuite,
+        starts: list[list[int]],
+        *,
+        block: int | None,
+        batch: int,
+        **how: Any,
     ) -> Iterator[tuple[slice, Decoded]]:
         """As `decode_all`: how is its warp and seed."""
         how |= {"new": self.longest(encoded), "stops": encoded.closed or self.ending == "any"}

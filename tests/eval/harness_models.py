@@ -47,12 +47,12 @@ def bpe_model(folder, head=None, block_size=4, **options):
     return save(folder, model, tokenizer)
 
 
-def word_model(folder, words, head=None, block_size=3, **options):
+def word_model(folder, words, head=None, block_size=3, std=0.5, **options):
     """One token a word, so that all texts can be counted. Token 0 ends, token 1 is unknown."""
     tokenizer = word_tokenizer(words)
-    model = tiny_trunk(len(tokenizer), std=0.5)
+    model = tiny_trunk(len(tokenizer), std=std)
     if head is not None:
-        model = loud(MTPForCausalLM.from_trunk(model, head, block_size, **options), 0.5)
+        model = loud(MTPForCausalLM.from_trunk(model, head, block_size, **options), std)
     return save(folder, model, tokenizer)
 
 
