@@ -29,7 +29,8 @@ def harness_records(results: dict[str, Any]) -> list[dict[str, Any]]:
         generated = settings.get("output_type") == "generate_until"
         kind = "estimate" if generated or not ours else ours["kind"]
         shots = results.get("n-shot", {}).get(task)
-        size = results.get("n-samples", {}).get(task, {}).get("effective")
+        sizes = results.get("n-samples", {}).get(task)  # groups have none
+        size = {"n": sizes["effective"]} if sizes else {}
         for key, value in scores.items():
             name, _, chain = key.partition(",")
             if not chain or name.endswith("_stderr") or not isinstance(value, int | float):
@@ -37,7 +38,7 @@ def harness_records(results: dict[str, Any]) -> list[dict[str, Any]]:
             error = scores.get(f"{name}_stderr,{chain}")
             made.append(
                 record(
-                    "harness_score", value, on=task, score=name, filter=chain, kind=kind, n=size,
+                    "harness_score", value, on=task, score=name, filter=chain, kind=kind, **size,
                     stderr=error if isinstance(error, int | float) else None, stderr_over="documents",
                     contract={**contract, "num_fewshot": shots, "limit": asked.get("limit")}, **common,
                 )

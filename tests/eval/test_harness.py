@@ -264,7 +264,7 @@ def test_what_cannot_be_is_said_in_one_line(plain, options, message):
 
 def test_requests_that_are_not_done_are_refused_by_name(plain):
     lm = LeapMTP(plain)
-    with pytest.raises(ValueError, match="repetition_penalty=1.3"):
+    with pytest.raises(ValueError, match=r"repetition_penalty=1\.3"):
         sampled(lm, ["a"], repetition_penalty=1.3)
     with pytest.raises(ValueError, match="longer than the 64"):
         lm.loglikelihood([request("a", LONG)], True)
