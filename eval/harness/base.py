@@ -61,9 +61,11 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available() or device == "cpu")
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        here = torch.cuda.is_available() or not str(device).startswith("cuda")  # lm-eval asks for cuda:0 unasked
-        alone = self._world_size == 1 and device is not None and here
-        self._device = torch.device(device) if alone else self.accelerator.device
+        if str(device).startswith("cuda") and not torch.cuda.is_available():  # lm-eval asks for cuda:0 unasked
+            device = None
+        self._device = self.accelerator.device
+        if device is not None and self._world_size == 1:
+            self._device = torch.device(device)
         self.add_bos_token, self.seed = add_bos_token, torch.initial_seed() if seed is None else seed
         automatic = str(batch_size).startswith("auto")
         if not automatic and not (str(batch_size or 1).isdigit() and int(batch_size or 1) > 0):

@@ -16,7 +16,7 @@ from lm_eval.models.utils import resolve_max_length
 from eval.harness.base import HarnessModel, Writing
 from eval.harness.scoring import Span, score_spans
 from eval.loading import load_run
-from mtp.decoding.direct import decode, pad_left
+from mtp.decoding.direct import Decoded, decode, pad_left
 from mtp.decoding.speculative import VERIFY, decode_verified
 
 DECODERS = ("trunk", "block", "verified")
@@ -74,7 +74,7 @@ class LeapMTP(HarnessModel):
         ids, mask = pad_left(list(prompts), self.eot_token_id)
         if self.decoder == "verified":
             block = None if self.verify == "jacobi" else self.block
-            out = decode_verified(self.model, ids, mask, verify=self.verify, block_size=block, **options)
+            out: Decoded = decode_verified(self.model, ids, mask, verify=self.verify, block_size=block, **options)
         else:
             out = decode(self.model, ids, mask, block_size=self.block, **options)
         return [row[:n] for row, n in zip(out.tokens.tolist(), out.lengths.tolist(), strict=True)]

@@ -63,8 +63,8 @@ def probe(
     passes = 0
     for which, out in way.write(run, encoded, starts, warp=warp, seed=seed, block=block, batch=batch):
         passes = max(passes, out.trunk_passes)
-        for prompt, told in zip(prompts[which], way.read(run, encoded, out), strict=True):
-            counts[prompt][told(suite.laws[prompt])] += 1
+        for prompt, text in zip(prompts[which], way.read(run, encoded, out, prompts[which]), strict=True):
+            counts[prompt][text] += 1
     contract = {
         "block": size, "steps": getattr(run.model.head, "steps", 1) if size > 1 else 1, "nfe": passes, "temperature": warp.temperature, "top_p": warp.top_p, "batch": batch,
         "dtype": "float32", "verify": way.rule(run), "ema": run.ema, "trunk_passes": passes,

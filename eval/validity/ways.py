@@ -9,7 +9,7 @@ An answer ends with the model's end token. A model that was never taught to end 
 the answer's last word is not looked at.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,18 +76,18 @@ class Way:
         else:
             yield from decode_all(run, starts, block=block, batch=batch, **how)
 
-    def read(self, run: LoadedRun, encoded: EncodedSuite, out: Decoded) -> Iterator[Callable[[Mapping], str]]:
-        """Of each row, what makes of a prompt's law the answer that was given."""
+    def read(self, run: LoadedRun, encoded: EncodedSuite, out: Decoded, prompts: Sequence[str]) -> Iterator[str]:
+        """The answer of each row to its prompt."""
         closed = encoded.closed or self.ending == "any"
         lengths = (out.lengths - out.stopped.long()) if closed else out.lengths
         rows = [tokens[:length] for tokens, length in zip(out.tokens.tolist(), lengths.tolist(), strict=True)]
-        for text, done in zip(run.tokenizer.batch_decode(rows), out.stopped.tolist(), strict=True):
+        texts = run.tokenizer.batch_decode(rows)
+        for prompt, text, done in zip(prompts, texts, out.stopped.tolist(), strict=True):
             words = text.split()
             if self.ending == "any":
-                yield lambda law, words=words: _beginning(words, law)
+                yield _beginning(words, encoded.suite.laws[prompt])
             else:
-                told = " ".join(words if done or not closed else [*words, UNFINISHED])
-                yield lambda law, told=told: told
+                yield " ".join(words if done or not closed else [*words, UNFINISHED])
 
 
 def _beginning(words: list[str], law: Mapping[str, float]) -> str:
