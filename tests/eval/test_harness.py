@@ -121,9 +121,9 @@ def test_greedy_of_blocks_is_what_direct_decoding_writes_at_temperature_0(tmp_pa
     lm.stops, context = (), lm.tok_encode("a b")
     (written,) = lm.write([context], Writing(7, Warp(0.0), ()), [0])
     assert len(written) == 7  # two blocks and a short one
-    changed = [*written[:-1], (written[-1] + 1) % 7]
-    asked = [(None, context, tokens) for tokens in (written, written[:-1], changed)]
-    assert [greedy for _, greedy in lm._loglikelihood_tokens(asked, True)] == [True, True, False]
+    kept = [(None, context, written[:n]) for n in range(1, 8)]
+    changed = [(None, context, [*tokens[:-1], (tokens[-1] + 1) % 7]) for _, _, tokens in kept]
+    assert [hit for _, hit in lm._loglikelihood_tokens(kept + changed, True)] == [True] * 7 + [False] * 7
 
 
 def test_a_law_that_is_a_mean_over_noise_is_a_bound_with_its_noise_addressed_by_the_text(tmp_path):
@@ -179,9 +179,11 @@ def test_a_network_that_is_fed_the_next_token_breaks_the_certificate(tmp_path, d
     assert not certificate(lm, 3).exact
 
 
-def sampled(lm, contexts, **how):
+def sampled(lm, contexts, every=1, **how):
+    """every: of the documents, as one process of several has them."""
     how = {"until": [], "max_gen_toks": 4, "do_sample": True, "temperature": 1.0, **how}
-    return lm.generate_until([request(c, how, kind="generate_until", at=i) for i, c in enumerate(contexts)], True)
+    asked = [request(c, how, kind="generate_until", at=i) for i, c in enumerate(contexts)]
+    return lm.generate_until(asked[::every], True)
 
 
 @pytest.mark.parametrize("decoder", ["trunk", "block", "verified"])
@@ -191,6 +193,7 @@ def test_draws_follow_the_request_and_the_seed_and_not_the_batch(tmp_path, decod
     one, seven, other = (LeapMTP(folder, decoder, batch_size=n, seed=s) for n, s in ((1, 1), (7, 1), (7, 2)))
     drawn = sampled(one, contexts)
     assert drawn == sampled(seven, contexts) and drawn != sampled(other, contexts)
+    assert sampled(seven, contexts, every=2) == drawn[::2]
     assert len({drawn[i] for i in range(0, 30, 5)}) > 3  # one context, other documents
     repeats = [request("a", {"max_gen_toks": 6, "do_sample": True, "temperature": 1.0}, kind="generate_until")] * 8
     assert len(set(seven.generate_until(repeats, True))) > 3
