@@ -30,6 +30,8 @@ usage: leaplm COMMAND …        (leaplm COMMAND --help explains one)
            leaplm accept runs/block-chain --verify token block
   speed    tokens per second of trunk, transformers and joint heads on the same weights
            leaplm speed runs/block-chain --batch-sizes 1,8,32
+  lm-eval  the lm-evaluation-harness on a run, or on any causal LM
+           leaplm lm-eval run --model leaplm-mtp --model_args pretrained=runs/block-chain --tasks hellaswag
   sample   text that a run writes, shown block by block or kept in a file
            leaplm sample runs/block-chain --temperatures 0 0.7 1 --num 64 --out samples.jsonl
   regenerate  text that a run's trunk writes, for heads to train on
@@ -177,6 +179,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo,
     "train": train,
     **commands_of("measuring_commands", "probe", "perplexity", "accept", "speed", "quality"),
+    "lm-eval": command_of("harness.command", "run"),
     **commands_of("writing_commands", "sample", "regenerate", "report", "export"),
     "data": data,
     "completion": completion,

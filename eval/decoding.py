@@ -26,16 +26,20 @@ def decode_all(
     skip: int = 0,
     threshold: float | None = None,
     drawn: bool = False,
+    verify: str = "none",
 ) -> Iterator[tuple[slice, Decoded]]:
     """starts: token lists → which of them, and what follows each. A row's draw depends on its place in starts
     alone, not on the batch. stops: end a row at the end token. skip: so many of the first are left out. threshold: of each block only what the run's own
-    acceptance estimate has above it, unjudged; drawn: see `decode_verified`."""
+    acceptance estimate has above it, unjudged; drawn: see `decode_verified`. verify: a rule by which the trunk judges drafts."""
     end = run.tokenizer.eos_token_id
     options: dict[str, Any] = {
         "max_new_tokens": new, "warp": warp, "seed": seed, "block_size": block, "pad_token": end,
         "stop_tokens": (end,) if stops else (),
     }  # fmt: skip
     write: Callable[..., Decoded] = decode
+    if verify != "none":
+        write = decode_verified
+        options |= {"verify": verify}
     if threshold is not None:
         write = decode_verified
         confidence = load_confidence(Path(run.folder), warp)

@@ -81,7 +81,7 @@ def samplings(
     return [Sampling(n, sampler, warp or Warp(), seed, told) for n in run.model.grids(steps)]
 
 
-def load_flow(run: str) -> FlowRun:
+def load_flow(run: str, device: torch.device | None = None) -> FlowRun:
     quiet_libraries()
     folder, kind = str(model_folder(run)), model_type(run) or ""
     if kind not in MODEL_TYPES:
@@ -91,7 +91,7 @@ def load_flow(run: str) -> FlowRun:
     except Exception as error:  # a broken file fails in as many ways as there are formats
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{run} did not load: {first_line}") from error
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config, threads = run_facts(run)
     if threads:
         torch.set_num_threads(threads)
@@ -113,16 +113,22 @@ class Rows:
 
 @torch.no_grad()
 def write_all(
-    run: FlowRun, starts: Sequence[list[int]], how: Sampling, batch: int, drafts: bool = False
+    run: FlowRun,
+    starts: Sequence[list[int]],
+    how: Sampling,
+    batch: int,
+    drafts: bool = False,
+    addresses: Tensor | None = None,
 ) -> Iterator[Rows]:
-    """starts: token lists. A row's draw depends on its place in starts alone, not on the batch."""
+    """starts: token lists. A row's draw depends on its address alone, default its place in starts, not on the batch."""
+    addresses = torch.arange(len(starts)) if addresses is None else addresses
     length, device = run.model.config.length, run.model.device
     if longest := max((len(start) for start in starts if len(start) >= length), default=0):
         raise ValueError(f"a prompt of {longest} tokens leaves nothing of {run.name}'s windows of {length} to write")
     for low in range(0, len(starts), batch):
         part = slice(low, min(low + batch, len(starts)))
         known = _window(starts[part], length, device)
-        rng = Rng(how.seed, torch.arange(part.start, part.stop, device=device))
+        rng = Rng(how.seed, addresses[part].to(device))
         heard: list[Tensor] = []
         out = run.model.write(
             known, rng, steps=how.steps, sampler=how.sampler, warp=how.warp, watch=heard.append if drafts else None,

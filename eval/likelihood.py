@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from flowmap.rng import Rng
 from mtp.batch import TokenBatch
+from mtp.heads.base import BlockContext
 from mtp.losses.linear_nll import row_nll
 from training.data.store import TokenStore
 from training.data.windows import TextWindows
@@ -116,15 +117,19 @@ def _trunk_nll(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
 
 
 def _head_nll(model: Any, hidden: Tensor, part: TokenBatch, anchors: Tensor, targets: Tensor, seed: int) -> Tensor:
-    """(N, K): what each target adds to −log q of its block's beginning. A mean over noise takes the same draws for an
-    anchor in any batch."""
-    ctx = model.anchored(hidden, part.tokens, anchors)
-    if model.head.exact:
-        return -model.head.log_prob(ctx, targets)
+    """(N, K), the blocks of these anchors. A mean over noise takes the same draws for an anchor in any batch."""
     assert part.position is not None
     rng = Rng(seed, part.position[:, : part.length][anchors])
-    prefixes = model.head.estimate_prefixes(ctx, targets, rng, DRAWS).log_prob
-    return -prefixes.diff(dim=1, prepend=torch.zeros_like(prefixes[:, :1])).to(hidden.dtype)
+    return head_nll(model.head, model.anchored(hidden, part.tokens, anchors), targets, rng)
+
+
+def head_nll(head: Any, ctx: BlockContext, targets: Tensor, rng: Rng) -> Tensor:
+    """(N, K): what each target adds to −log q of its block's beginning. rng: addressed by anchor, of heads that are not
+    exact."""
+    if head.exact:
+        return -head.log_prob(ctx, targets)
+    prefixes = head.estimate_prefixes(ctx, targets, rng, DRAWS).log_prob
+    return -prefixes.diff(dim=1, prepend=torch.zeros_like(prefixes[:, :1])).to(ctx.hidden.dtype)
 
 
 def _offset(part: TokenBatch, store: TokenStore) -> Tensor:

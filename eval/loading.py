@@ -45,8 +45,9 @@ class LoadedRun:
         return self.model.head.block_size if self.model.head is not None else 1
 
 
-def load_run(run: str) -> LoadedRun:
-    """run: a run directory, a checkpoint, a model folder, or any causal LM's name (read as a trunk alone)."""
+def load_run(run: str, dtype: torch.dtype | str = torch.float32, device: torch.device | None = None) -> LoadedRun:
+    """run: a run directory, a checkpoint, a model folder, or any causal LM's name (read as a trunk alone). dtype: of the
+    weights, "auto" as they were saved. device: default the GPU where there is one."""
     from transformers import AutoModelForCausalLM
 
     quiet_libraries()
@@ -59,13 +60,13 @@ def load_run(run: str) -> LoadedRun:
             raise
         folder = run
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     except Exception as error:  # a broken file fails in as many ways as there are formats
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{run} did not load: {first_line}") from error
     if not isinstance(model, MTPForCausalLM):
         model = MTPForCausalLM.from_trunk(model)
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config, threads = run_facts(run)
     if threads:
         torch.set_num_threads(threads)

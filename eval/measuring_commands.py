@@ -19,10 +19,10 @@ def probe(argv: list[str]) -> None:
 
     @dataclass
     class Probe:
-        """Draw from each run by direct decoding and compare with the suite's exact law."""
+        """Draw from each run, or from any causal LM, and compare with the suite's exact law."""
 
         runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
-        """run directories, checkpoints or model folders"""
+        """run directories, checkpoints, model folders, or any causal LM's name"""
         suite: str
         """poker, poker-frequency, pairs-64, skip-64, dates, brackets-8, sums-2, sudoku4, or a cases.jsonl file"""
         json: Path | None = None
@@ -38,6 +38,13 @@ def probe(argv: list[str]) -> None:
         block: int | None = None
         """tokens per trunk pass, default the head's own K. Flow language models of
         blocks: tokens of a block, default the longest that was trained"""
+        decoder: tuple[Literal["joint", "independent", "verified"], ...] = ("joint",)
+        """joint: the model's own law, a head's by direct decoding, else token by token. independent: each token drawn apart
+        from its own marginal, as the best factorised decoder would. verified: drafts that the trunk judges. One row each"""
+        verify: Literal["token", "block", "gumbel", "inverse-cdf", "jacobi"] | None = None
+        """with --decoder verified: the rule, default token, or jacobi without a head"""
+        ending: Literal["token", "any"] = "token"
+        """an answer ends with the end token; any: what follows it is not looked at, for models never taught to end"""
         temperature: float = 1.0
         top_p: float = 1.0
         seed: int = 0
@@ -57,6 +64,8 @@ def probe(argv: list[str]) -> None:
     args = parse(Probe, argv, "leaplm probe")
     if not args.runs:
         raise ValueError("probe needs at least one run: leaplm probe RUN --suite NAME")
+    if not args.decoder:
+        raise ValueError("--decoder takes joint, independent or verified, or several of them")
     from eval.validity.command import run
 
     run(args, ["leaplm", "probe", *argv])

@@ -60,6 +60,7 @@ METRICS = frozenset(
         "kl",
         "ngram_kl",
         "effective_sample_size",
+        "harness_score",
     ]
 )
 

@@ -57,7 +57,11 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         check_path(config)
         check_loop(config)
         codebook = make_codebook(config.codebook, config.vocab_size, config.state_size)
-        fields: dict[str, Any] = {"positions": "rope", "read_bias": 1.0, "self_conditioning": config.self_conditioning > 0}
+        fields: dict[str, Any] = {
+            "positions": "rope",
+            "read_bias": 1.0,
+            "self_conditioning": config.self_conditioning > 0,
+        }
         fields |= config.backbone or {}
         backbone = Backbone(
             BackboneConfig(

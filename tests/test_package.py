@@ -32,7 +32,7 @@ def test_a_wheel_holds_our_packages_and_they_import_from_there(tmp_path):
     (wheel,) = tmp_path.glob("leaplm-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert not [n for n in names if n.startswith(("tests", "benchmarks"))]
-    assert {"configs/poker.yaml", "eval/report.html", "leaplm.py"} <= set(names)
+    assert {"configs/poker.yaml", "eval/report.html", "eval/tasks/local_piqa.yaml", "leaplm.py"} <= set(names)
     sources = {str(p.relative_to(ROOT)) for package in PACKAGES[:-1] for p in (ROOT / package).rglob("*.py")}
     assert sources <= set(names)  # a new package must be listed in pyproject
     site = tmp_path / "site"

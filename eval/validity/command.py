@@ -14,6 +14,7 @@ from eval.validity.open import OPEN_SUITES, OpenSuite
 from eval.validity.open_probe import open_cases, probe_open
 from eval.validity.probe import Probe, probe
 from eval.validity.suites import Suite, load_suite
+from eval.validity.ways import Way
 from flowlm import MODEL_TYPES
 from flowmap.warp import Warp
 
@@ -33,7 +34,7 @@ def run(args: Any, command: list[str]) -> None:
     probes = []
     print_row("", "validity", "TV", "TV exact", "exact sampler's TV", "coverage")
     for name in args.runs:
-        made = _flow_probes(name, suite, args) if model_type(name) in MODEL_TYPES else [_probe(name, suite, args)]
+        made = (_flow_probes if model_type(name) in MODEL_TYPES else _probes)(name, suite, args)
         for done in made:
             print_row(" ".join([done.subject, *_steps(done)]), *summary(done))
         probes += made
@@ -55,13 +56,18 @@ def run(args: Any, command: list[str]) -> None:
         )
 
 
-def _probe(name: str, suite: Suite, args: Any) -> Probe:
+def _probes(name: str, suite: Suite, args: Any) -> list[Probe]:
+    """One for each decoder."""
     run, warp = load_run(name), Warp(args.temperature, args.top_p)
-    return probe(run, suite, num=args.num, batch=args.batch, warp=warp, seed=args.seed, block=args.block)
+    how: dict[str, Any] = {"num": args.num, "batch": args.batch, "warp": warp, "seed": args.seed, "block": args.block}
+    ways = [Way(decoder, args.verify, args.ending) for decoder in args.decoder]
+    return [probe(run, suite, way=way, **how) for way in ways]
 
 
 def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
     """One for each number of steps."""
+    if (args.decoder, args.verify, args.ending) != (("joint",), None, "token"):
+        raise ValueError(f"{name} writes windows: leave --decoder, --verify and --ending out")
     run, warp = load_flow(name), Warp(args.temperature, args.top_p)
     how = samplings(run, args.steps, args.sampler, warp, args.seed, args)
     return [probe_flow(run, suite, each, num=args.num, batch=args.batch) for each in how]
@@ -69,12 +75,16 @@ def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
 
 def _steps(done: Probe) -> list[str]:
     contract = done.records[0]["contract"]
-    return [f"{contract['sampler']}, nfe {contract['nfe']}"] if "sampler" in contract else []
+    if "sampler" in contract:
+        return [f"{contract['sampler']}, nfe {contract['nfe']}"]
+    return [] if contract["verify"] == "none" else [f"({contract['verify']}, {contract['trunk_passes']} passes)"]
 
 
 def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> None:
     if args.picture:
         raise ValueError(f"suite {suite.name} has no heat map: leave --picture out")
+    if args.decoder != ("joint",) or args.ending != "token":
+        raise ValueError(f"suite {suite.name} reads code up to a line's end: leave --decoder and --ending out")
     records: list[dict[str, Any]] = []
     print_row("", "validity", "samples", "prompts")
     for name in args.runs:
@@ -95,12 +105,12 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
     usual = {
-        "temperature": 1.0, "top_p": 1.0, "block": None, "sampler": None, "steps": (1, 2, 4), "self_conditioning": None,
-        "delay": None, "order": None,
+        "decoder": ("joint",), "verify": None, "ending": "token", "temperature": 1.0, "top_p": 1.0, "block": None,
+        "sampler": None, "steps": (1, 2, 4), "self_conditioning": None, "delay": None, "order": None,
     }  # fmt: skip
     changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
-    if "steps" in changed:
-        changed["steps"] = ",".join(map(str, args.steps))
+    for name in {"steps", "decoder"} & set(changed):
+        changed[name] = ",".join(map(str, changed[name]))
     return "".join(f"-{name}-{value}" for name, value in changed.items())
 
 

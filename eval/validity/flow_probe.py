@@ -4,8 +4,9 @@ from collections import Counter
 from typing import Any
 
 from eval.flow import FlowRun, Sampling, write_all
-from eval.validity.probe import UNFINISHED, Probe, dumb_records, score
+from eval.validity.probe import Probe, dumb_records, score
 from eval.validity.suites import Suite
+from eval.validity.ways import UNFINISHED
 from training.data.cases import encode_suite
 
 

@@ -1,4 +1,5 @@
-"""Probe a run with an open suite: prompts from the held-out part of the text it was trained on."""
+"""Probe a run with an open suite: prompts from the held-out part of the text it was trained on, or for a model that was
+trained elsewhere of the standard library."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ NEVER = "has no held-out source code to take prompts from: train on stdlib or on
 
 def open_cases(run: LoadedRun, suite: OpenSuite) -> list[OpenCase]:
     data = DataConfig(**(run.config.get("data") or {}))
-    if not run.config or data.suite or data.cases:
+    if data.suite or data.cases:
         raise ValueError(f"{run.name} {NEVER}")
     tokenizer = TokenizerConfig(kind="pretrained", name=run.folder)
     store = load_corpus(data, tokenizer, progress=False).stores["validation"]

@@ -1,4 +1,4 @@
-"""Draw from a model by direct decoding and compare with a suite's exact law.
+"""Draw from a model, by default by direct decoding, and compare with a suite's exact law.
 
 Counted so: every word of an answer up to K lies inside one block after one trunk pass (longer
 answers take consecutive blocks, and the record says so); exact match, through the end token where
@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.decoding import decode_all
 from eval.loading import LoadedRun
 from eval.records import record
 from eval.validity.suites import Suite
+from eval.validity.ways import Way
 from flowmap.warp import Warp
-from mtp.decoding.direct import Decoded
 from mtp.heads.past import Past
 from training.data.cases import EncodedSuite, encode_suite
 
-UNFINISHED = "(unfinished)"
 MOST_LOGITS = 2**28
 """Of a decoded batch, all positions of its blocks: 1 GiB of fp32."""
 
@@ -47,9 +45,10 @@ def probe(
     warp: Warp | None = None,
     seed: int = 0,
     block: int | None = None,
+    way: Way | None = None,
 ) -> Probe:
     """num: samples in all, the same number for every prompt."""
-    warp = warp or Warp()
+    warp, way = warp or Warp(), way or Way()
     encoded = encode_suite(suite, run.tokenizer)
     size = block or run.block_size
     if size not in (1, run.block_size) and (run.config.get("head") or {}).get("starts_only"):
@@ -61,24 +60,23 @@ def probe(
     prompts = [prompt for prompt in suite.prompts for _ in range(per_prompt)]
     counts: dict[str, Counter] = {prompt: Counter() for prompt in suite.prompts}
     starts = [encoded.starts[prompt] for prompt in prompts]
-    how: dict[str, Any] = {"new": encoded.longest, "warp": warp, "seed": seed, "block": block, "batch": batch}
     passes = 0
-    for which, out in decode_all(run, starts, **how, stops=encoded.closed):
+    for which, out in way.write(run, encoded, starts, warp=warp, seed=seed, block=block, batch=batch):
         passes = max(passes, out.trunk_passes)
-        for prompt, text in zip(prompts[which], _texts(run, out, encoded.closed), strict=True):
+        for prompt, text in zip(prompts[which], way.read(run, encoded, out, prompts[which]), strict=True):
             counts[prompt][text] += 1
     contract = {
         "block": size, "steps": getattr(run.model.head, "steps", 1) if size > 1 else 1, "nfe": passes, "temperature": warp.temperature, "top_p": warp.top_p, "batch": batch,
-        "dtype": "float32", "verify": "none", "ema": run.ema, "trunk_passes": passes,
-        "one_block": encoded.longest <= size, "end_token": encoded.closed,
+        "dtype": "float32", "verify": way.rule(run), "ema": run.ema, "trunk_passes": passes,
+        "one_block": encoded.longest <= size, "end_token": encoded.closed and way.ending == "token",
     }  # fmt: skip
     common: dict[str, Any] = {
-        "on": suite.name, "subject": run.subject if size > 1 else "trunk", "run": run.name, "split": "law" if suite.train_laws is None else "held-out", "train_seed": run.train_seed,
+        "on": suite.name, "subject": way.subject(run, size), "run": run.name, "split": "law" if suite.train_laws is None else "held-out", "train_seed": run.train_seed,
         "sample_seed": seed, "contract": contract,
     }  # fmt: skip
     records = score(suite, counts, per_prompt, common)
     exact = size == 1 or run.head.exact
-    if exact and warp == Warp() and encoded.longest <= size and encoded.one_token_per_word:
+    if exact and way == Way() and warp == Warp() and encoded.longest <= size and encoded.one_token_per_word:
         variation = exact_variations(run, encoded, size)
         for stratum, prompts in strata(suite):
             mean = float(np.mean([variation[prompt] for prompt in prompts]))
@@ -207,14 +205,3 @@ def _block_log_prob(run: LoadedRun, context: Any, answers: torch.Tensor, size: i
     if size == 1:
         return context.first_logits().float().log_softmax(-1).gather(1, answers)[:, 0]
     return run.head.log_prob(context, answers).sum(1)
-
-
-def _texts(run: LoadedRun, out: Decoded, closed: bool) -> list[str]:
-    lengths = (out.lengths - out.stopped.long()) if closed else out.lengths
-    rows = [tokens[:length] for tokens, length in zip(out.tokens.tolist(), lengths.tolist(), strict=True)]
-    texts = [" ".join(text.split()) for text in run.tokenizer.batch_decode(rows)]
-    if closed:
-        texts = [
-            text if done else f"{text} {UNFINISHED}" for text, done in zip(texts, out.stopped.tolist(), strict=True)
-        ]
-    return texts

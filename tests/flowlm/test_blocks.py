@@ -19,7 +19,14 @@ BACKENDS = ["sdpa", "sdpa_math", "eager", "flex_attention", "sdpa in bf16", "sho
 
 def build(attention="sdpa", length=N, **more):
     torch.manual_seed(0)
-    backbone = {"width": 32, "depth": 3, "heads": 2, "read_bias": 0.0, "attention": attention, **more.pop("backbone", {})}
+    backbone = {
+        "width": 32,
+        "depth": 3,
+        "heads": 2,
+        "read_bias": 0.0,
+        "attention": attention,
+        **more.pop("backbone", {}),
+    }
     config = FlowLMConfig(vocab_size=V, length=length, codebook="embedding", state_size=4, backbone=backbone, **more)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a backend that is not here
@@ -195,7 +202,11 @@ def test_rows_of_a_context():
 @pytest.mark.parametrize("name", TOKEN_OBJECTIVES)
 @pytest.mark.parametrize("noise", ["sample", "block"])
 def test_every_objective_learns_blocks_and_known_tokens_carry_no_loss(name, noise):
-    model, (tokens, *_), objective = build(), given(), TOKEN_OBJECTIVES[name](**({"group_size": 2} if name == "imm" else {}))
+    model, (tokens, *_), objective = (
+        build(),
+        given(),
+        TOKEN_OBJECTIVES[name](**({"group_size": 2} if name == "imm" else {})),
+    )
     at = torch.arange(N).expand(ROWS, N) % 3 == 0
     levels = torch.arange(N) // SIZES[:, None] if noise == "block" else None
 
