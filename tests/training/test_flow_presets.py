@@ -1,0 +1,56 @@
+"""Published systems as presets: each trains, is saved, and writes, at a size of a few seconds."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+import flowlm  # noqa: F401  # registers the models
+from tests.training.harness import SMALL
+from training.config import load_preset, override, preset_names
+from training.loop import train
+from training.run_dir import model_folder
+from training.tasks import build
+
+CHARACTERS = sorted(
+    name for name in preset_names() if name.startswith("flow-") and load_preset(name).tokenizer.kind == "characters"
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("the quick brown fox jumps over the lazy dog and the dog sleeps on\n" * 80)
+    small = {"flow__width": 16, "flow__depth": 1, "flow__heads": 2, "training__batch_size": 8, "training__steps": 4}
+    return {"data__name": str(file), "data__length": 128, **small, **SMALL}
+
+
+@pytest.fixture(scope="module")
+def denoiser(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("denoiser") / "run"
+    train(override(load_preset("flow-flm"), **tiny), folder, build, quiet=True)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", CHARACTERS)
+def test_every_preset_of_characters_trains_and_writes(name, tiny, denoiser, tmp_path):
+    config = override(load_preset(name), **tiny)
+    assert config.flow.name == name
+    if config.flow.teacher:
+        assert (config.flow.teacher, config.flow.start) == ("runs/flow-flm", "runs/flow-flm")
+        config.flow.teacher = config.flow.start = denoiser
+    assert train(config, tmp_path / "run", build, quiet=True)["loss"] > 0
+    model = AutoModel.from_pretrained(model_folder(tmp_path / "run"), dtype=torch.float32)
+    out = model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=8, return_dict_in_generate=True)
+    assert out.sequences.shape[1] <= 9 and out.nfe >= 1
+
+
+def test_presets_differ_in_nothing_but_what_they_are():
+    """One network, one text, one budget of tokens: else a table of them says nothing."""
+    shared = ("data", "tokenizer", "optimizer", "seed")
+    first = load_preset("flow-flm")
+    for name in CHARACTERS:
+        config = load_preset(name)
+        assert all(getattr(config, part) == getattr(first, part) for part in shared), name
+        size = ("width", "depth", "heads", "positions")
+        assert all(getattr(config.flow, part) == getattr(first.flow, part) for part in size), name
+        assert config.training.steps * config.training.batch_size == first.training.steps * first.training.batch_size
