@@ -14,6 +14,7 @@ where the noisy states begin, and a mask made of three,
 Shapes: B rows, N noisy states, P clean ones, n queries, m keys.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,3 +115,28 @@ class FirstStates:
             return k, v
         held, behind = self.cache.layers[layer], slice(self.count, None)
         return torch.cat([held.keys, k[:, :, behind]], 2), torch.cat([held.values, v[:, :, behind]], 2)
+
+
+def cut_to_blocks(
+    known: Known, trained: Sequence[int] | None, asked: int | None = None, end: int | None = None
+) -> tuple[int, Known]:
+    """The size of a block, and windows as far as their blocks reach the end. trained: sizes that a model knows; none: whole
+    windows. asked: one of them, default the longest."""
+    length = known.at.shape[1]
+    sizes = list(trained or [length])
+    if asked is not None and asked not in sizes:
+        raise ValueError(f"block length {asked}: this model was trained with {', '.join(map(str, sizes))}")
+    size = asked or max(sizes)
+    known = known[:, : -(-(end or length) // size) * size]
+    if unseen(known.at, size):
+        raise ValueError(
+            f"blocks of {size} are written from left to right and see nothing of what is known behind them: take longer ones"
+        )
+    return size, known
+
+
+def unseen(at: Tensor, size: int) -> bool:
+    """Whether a row, (batch, n) bool, has known tokens in a block behind one that has to be written."""
+    blocks = at.unflatten(1, (-1, size))
+    to_write = ~blocks.all(2)
+    return bool((blocks.any(2) & (to_write.long().cumsum(1) - to_write.long() > 0)).any())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from flowlm.blocks import cut_to_blocks
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
 from flowlm.pyramid import Order
 from flowlm.token_map import Known, TokenContext, TokenMap
@@ -92,19 +93,11 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
         was trained for. self_conditioning: default, if the model was trained so. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
         config, delay, order = self.config, delay or 0, order or "left-to-right"
-        trained = config.block_lengths or [config.length]
-        if block_length is not None and block_length not in trained:
-            raise ValueError(f"block length {block_length}: this model was trained with {', '.join(map(str, trained))}")
         if delay and config.noise != "token":
             raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
         if config.causal and order != "left-to-right":
             raise ValueError(f"order {order}: a causal network writes from left to right")
-        size = block_length or max(trained)
-        known = known[:, : -(-(end or config.length) // size) * size]
-        if unseen(known.at, size):
-            raise ValueError(
-                f"blocks of {size} are written from left to right and see nothing of what is known behind them: take longer ones"
-            )
+        size, known = cut_to_blocks(known, config.block_lengths, block_length, end)
         twice = config.self_conditioning > 0 if self_conditioning is None else self_conditioning
         how |= {
             "self_conditioning": twice,
@@ -155,13 +148,6 @@ def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
     if kind in ("embedding", "sphere"):
         return Embedding(size, state_size, norm=state_size**0.5)
     raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table")
-
-
-def unseen(at: Tensor, size: int) -> bool:
-    """Whether a row, (batch, n) bool, has known tokens in a block behind one that has to be written."""
-    blocks = at.unflatten(1, (-1, size))
-    to_write = ~blocks.all(2)
-    return bool((blocks.any(2) & (to_write.long().cumsum(1) - to_write.long() > 0)).any())
 
 
 AutoConfig.register(FlowLMConfig.model_type, FlowLMConfig)

@@ -149,23 +149,29 @@ def write(
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
     asked: Any = TwoPass(model) if self_conditioning else model
-    if block is not None:
-        return write_blocks(asked, like, rng, how, block, known or nothing(like), watch, ends, told, cached)
-    draft = Draft(asked, nothing(like) if known is None and delay else known, watch)
-    tokens, log_q = how(draft, like, rng)
-    if told is not None:
-        told(tokens)
-    return Written(tokens, log_q, torch.full((len(like),), draft.nfe))
+    if block is None:
+        draft = Draft(asked, nothing(like) if known is None and delay else known, watch)
+        tokens, log_q = how(draft, like, rng)
+        if told is not None:
+            told(tokens)
+        return Written(tokens, log_q, torch.full((len(like),), draft.nfe))
+
+    def refine(context: Blocks, rows: Tensor, here: slice, own: Rng) -> tuple[Tensor, Tensor, int]:
+        draft = Draft(asked, context, behind(context, watch))
+        return *how(draft, like[rows, here], own), draft.nfe
+
+    return write_blocks(known or nothing(like), rng, block, refine, ends, told, cached)
+
+
+Refine = Callable[[Blocks, Tensor, slice, Rng], tuple[Tensor, Tensor, int]]
+"""(what stands before the block, rows of the batch, places of the block, their randomness) → tokens, log_q and calls."""
 
 
 def write_blocks(
-    model: TokenMap,
-    like: Tensor,
-    rng: Rng,
-    how: Refinement,
-    block: int,
     known: Known,
-    watch: Watcher | None = None,
+    rng: Rng,
+    block: int,
+    refine: Refine,
     ends: Sequence[int] = (),
     told: Watcher | None = None,
     cached: bool = True,
@@ -173,26 +179,24 @@ def write_blocks(
     """Block after block, each refined behind what stands before it. ends: a row is done with the block in which it writes
     one of these behind its last known token; what would follow is 0. told: hears the window after each block, up to its
     end. cached: False reads all that stands before a block in every call, to the same tokens."""
-    batch, length = like.shape[:2]
+    batch, length = known.at.shape
     if block < 1 or length % block:
         raise ValueError(f"blocks of {block} do not divide a window of {length}")
-    tokens, log_q = known.tokens.masked_fill(~known.at, 0), like.new_zeros(batch, length)
-    calls, rows = known.at.new_zeros(batch, dtype=torch.long), torch.arange(batch, device=like.device)
-    behind = torch.arange(length, device=like.device) > last_known(known.at)[:, None]
+    tokens, log_q = known.tokens.masked_fill(~known.at, 0), known.at.new_zeros(batch, length, dtype=torch.float32)
+    calls, rows = known.at.new_zeros(batch, dtype=torch.long), torch.arange(batch, device=known.at.device)
+    open_ = torch.arange(length, device=rows.device) > last_known(known.at)[:, None]
     cache = DynamicCache() if cached else None
     for number, first in enumerate(range(0, length, block)):
-        here, before = slice(first, first + block), tokens[rows, :first]
+        here = slice(first, first + block)
         if known.at[rows, here].all():
             continue
-        context = Blocks(before, torch.full_like(rows, block), known[rows, here], first, cache)
-        heard = None if watch is None else lambda now, before=before: watch(torch.cat([before, now], 1))
-        draft = Draft(model, context, heard)
+        context = Blocks(tokens[rows, :first], torch.full_like(rows, block), known[rows, here], first, cache)
         own = rng.parts(length // block)[rows.to(rng.device) * (length // block) + number]
-        tokens[rows, here], log_q[rows, here] = how(draft, like[rows, here], own)
-        calls[rows] += draft.nfe
+        tokens[rows, here], log_q[rows, here], took = refine(context, rows, here, own)
+        calls[rows] += took
         if told is not None:
             told(tokens[rows, : here.stop])
-        done = (torch.isin(tokens[rows, here], torch.tensor(ends, device=like.device)) & behind[rows, here]).any(1)
+        done = (torch.isin(tokens[rows, here], torch.tensor(ends, device=rows.device)) & open_[rows, here]).any(1)
         if done.any():
             rows = rows[~done]
             if not len(rows):
@@ -200,6 +204,11 @@ def write_blocks(
             if cache is not None:
                 cache.batch_select_indices(torch.nonzero(~done)[:, 0])
     return Written(tokens, log_q, calls)
+
+
+def behind(context: Blocks, watch: Watcher | None) -> Watcher | None:
+    """Who hears a block is told what stands before it too."""
+    return None if watch is None else lambda now: watch(torch.cat([context.tokens, now], 1))
 
 
 def nothing(like: Tensor) -> Known:

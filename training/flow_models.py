@@ -43,13 +43,15 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
 
 def _autoregressive(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> AutoregressiveLM:
     _refuse_paths(plan)
+    if plan.block_lengths:
+        raise ValueError("flow.block_lengths are of flows and of masked diffusion: leave them out of autoregressive")
     return AutoregressiveLM(AutoregressiveConfig(**common))
 
 
 def _masked(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> MaskedDiffusionLM:
     _refuse_paths(plan)
-    config = MaskedDiffusionConfig(time_conditioning=objective.time_conditioning, **common)  # type: ignore[call-arg]
-    return MaskedDiffusionLM(config)
+    own = {"time_conditioning": objective.time_conditioning, "block_lengths": plan.block_lengths or None}
+    return MaskedDiffusionLM(MaskedDiffusionConfig(**own, **common))  # type: ignore[call-arg]
 
 
 def check_noise(plan: FlowConfig, objective: Objective) -> None:
@@ -64,9 +66,10 @@ def check_noise(plan: FlowConfig, objective: Objective) -> None:
 
 
 def _refuse_paths(plan: FlowConfig) -> None:
-    if plan.block_lengths or plan.noise != "sample" or plan.causal:
+    if plan.noise == "token" or plan.causal or (plan.noise == "block") != bool(plan.block_lengths):
         raise ValueError(
-            f"flow.block_lengths, flow.noise and flow.causal are of flows: leave them out of {plan.objective}"
+            f"{plan.objective} has blocks with a time each, flow.block_lengths and flow.noise block together, or none; "
+            "flow.causal is of flows"
         )
     if plan.codebook in ("sphere", "table"):
         raise ValueError(f"flow.codebook {plan.codebook} is of flows: {plan.objective} has one-hot, embedding and bits")

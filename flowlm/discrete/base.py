@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowlm.token_map import Known
+from flowlm.token_map import Layout, TokenContext
 from flowmap.backbone import Backbone
 from flowmap.codebook import Codebook, OneHot, in_full
 from flowmap.objectives.tokens import TokenStates
@@ -28,15 +28,23 @@ class DiscreteMap(nn.Module):
         """V, which stands for no token."""
         return self.codebook.size - 1
 
-    def read(self, ids: Tensor, t: Tensor, **more: Any) -> Tensor:
-        """ids: (B, n) from 0 to V; t: (B,); more: mask and cache of the backbone → (B, n, V) in fp32 or better."""
-        return in_full(self.network(self.codebook.encode(ids) / self.code_scale, t, t, **more))
+    def read(self, ids: Tensor, t: Tensor, context: TokenContext | None = None, **more: Any) -> Tensor:
+        """ids: (B, n) from 0 to V; t: (B,) or (B, n); more: mask and cache of the backbone → (B, n, V) in fp32 or better."""
+        seen = Layout(self.clean_states(ids), t, t, **more)
+        if context is not None:
+            seen = context.lay_out(seen, self.clean_states)
+        return in_full(
+            self.network(seen.x, seen.t, seen.s, mask=seen.mask, cache=seen.cache, clean=seen.clean, places=seen.places)
+        )[:, -ids.shape[1] :]
+
+    def clean_states(self, tokens: Tensor) -> Tensor:
+        return self.codebook.encode(tokens) / self.code_scale
 
 
 def unknown(states: TokenStates) -> Tensor:
     """(B, N) bool: the tokens that a model has to say something of."""
-    known: Known | None = states.context
-    return torch.ones_like(states.tokens, dtype=torch.bool) if known is None else ~known.at
+    context: TokenContext | None = states.context
+    return torch.ones_like(states.tokens, dtype=torch.bool) if context is None else ~context.known.at
 
 
 def token_nll(logits: Tensor, tokens: Tensor, where: Tensor) -> Tensor:

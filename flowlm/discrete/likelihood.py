@@ -54,8 +54,8 @@ def nelbo(model: MaskedMap, batch: TokenStates, rng: Rng, draws: int = 16) -> Wi
         raise ValueError(f"{draws} draws: their error is known from 2 at least")
     law, repeats = by_time if model.time_conditioning else by_count, []
     for draw in range(draws):
-        blanks = law(rng, f"blank-{draw}", unknown(batch))
-        repeats.append(blanks.weight.double() * blank_nll(model, batch, blanks).double())
+        blanks = law(rng, f"blank-{draw}", batch)
+        repeats.append(blanks.total(blank_nll(model, batch, blanks).double()))
     return WindowScore(torch.stack(repeats), "bound")
 
 
@@ -72,5 +72,5 @@ def nelbo_in_full(model: MaskedMap, batch: TokenStates) -> WindowScore:
         at = torch.tensor([bool(chosen >> place & 1) for place in range(length)], device=open_.device)
         k = int(at.sum())
         blanks = Blanks(at & open_, total.new_ones(rows, dtype=torch.float32), total)
-        total = total + blank_nll(model, batch, blanks).double() / (k * math.comb(length, k))
+        total = total + blanks.total(blank_nll(model, batch, blanks).double()) / (k * math.comb(length, k))
     return WindowScore(total[None], "bound")

@@ -5,7 +5,8 @@
 
 The second line holds where the network is not told t, as in the paper; it is what an order drawn at random costs an
 autoregressive model of any order (2110.02037). The network never writes the blank (zero masking probability), and what
-is not blank stays (carry-over unmasking). Known tokens are never blanked. Shapes as in `base`.
+is not blank stays (carry-over unmasking). Known tokens are never blanked. With blocks as context (BD3-LM, 2503.09573) every
+block has a t of its own behind the clean text before it, and the bound is the sum of theirs. Shapes as in `base`.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 
 from flowlm.discrete.base import DiscreteMap, token_nll, unknown
-from flowlm.token_map import Known
+from flowlm.token_map import Known, TokenContext
 from flowmap.backbone import Backbone
 from flowmap.codebook import Codebook
 from flowmap.objectives.base import Loss, Objective
 from flowmap.objectives.tokens import TokenStates
+from flowmap.path import expand
 from flowmap.rng import Rng
 
 
@@ -31,52 +33,68 @@ class MaskedMap(DiscreteMap):
         super().__init__(network, codebook)
         self.time_conditioning = time_conditioning
 
-    def logits(self, x_t: Tensor, t: Tensor, context: Known | None = None) -> Tensor:
-        """Of every token given x_t, (B, N, V), certain of what is not blank. x_t: (B, N) from 0 to V; t: (B,)."""
+    def logits(self, x_t: Tensor, t: Tensor, context: TokenContext | None = None) -> Tensor:
+        """Of every token given x_t, (B, N, V), certain of what is not blank. x_t: (B, N) from 0 to V; t: (B,) or (B, N)."""
         x_t = seen(x_t, context)
-        return Known(x_t, x_t != self.blank).settle(self.denoise(x_t, t))
+        return Known(x_t, x_t != self.blank).settle(self.denoise(x_t, t, context))
 
-    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, context: TokenContext | None = None) -> Tensor:
         """The same before anything is carried over: what it says of places that are not blank means nothing."""
-        return self.read(x_t, t if self.time_conditioning else torch.zeros_like(t))
+        return self.read(x_t, t if self.time_conditioning else torch.zeros_like(t), context)
 
 
-def seen(x_t: Tensor, context: Known | None) -> Tensor:
+def seen(x_t: Tensor, context: TokenContext | None) -> Tensor:
     """With the known tokens in their places."""
-    return x_t if context is None else torch.where(context.at, context.tokens, x_t)
+    return x_t if context is None else torch.where(context.known.at, context.known.tokens, x_t)
 
 
 @dataclass(frozen=True)
 class Blanks:
-    """at: (B, N) bool, the blank places; t: (B,); weight: (B,), so that E[weight · Σ_{l blank}] is the NELBO."""
+    """at: (B, N) bool, the blank places; t: (B,), or (B, N) of each place; weight: in its form, so that
+    E[Σ_{l blank} weight · nll] is the NELBO."""
 
     at: Tensor
     t: Tensor
     weight: Tensor
 
+    def total(self, nll: Tensor) -> Tensor:
+        """(B, N) nats of the blank places → (B,)."""
+        return (expand(self.weight, nll) * nll).sum(1)
 
-Law = Callable[[Rng, str, Tensor], Blanks]
-"""(rng, name, open places (B, N)) → a draw of what is blank."""
+
+Law = Callable[[Rng, str, TokenStates], Blanks]
+"""(rng, name, windows) → a draw of what is blank."""
 
 
-def by_time(rng: Rng, name: str, open_: Tensor) -> Blanks:
+def by_time(rng: Rng, name: str, batch: TokenStates) -> Blanks:
     """The first line: t ~ U(0, 1], every open place blank with chance t."""
-    t = 1 - rng.uniform(f"{name}/t", len(open_)).to(open_.device)
+    open_ = unknown(batch)
+    own, count = batch.draws(rng)
+    t = batch.at_tokens(1 - own.uniform(f"{name}/t", count).to(open_.device))
     u = rng.uniform(name, *open_.shape).to(open_.device)
-    return Blanks((u < t[:, None]) & open_, t, 1 / t)
+    return Blanks((u < expand(t, u)) & open_, t, 1 / t)
 
 
-def by_count(rng: Rng, name: str, open_: Tensor) -> Blanks:
-    """The second: of n open places k ~ U{1..n}, any set of them. Far less noisy: no weight is above n."""
-    count = open_.sum(1)
-    k = (rng.uniform(f"{name}/k", len(open_), dtype=torch.float64).to(open_.device) * count).long() + 1
-    rank = random_order(rng.uniform(name, *open_.shape).to(open_.device), open_)
-    return Blanks((rank < k[:, None]) & open_, (k / count.clamp_min(1)).clamp_max(1), count / k)
+def by_count(rng: Rng, name: str, batch: TokenStates) -> Blanks:
+    """The second: of n open places k ~ U{1..n}, any set of them, in every block if there are. Far less noisy: no weight is
+    above n."""
+    open_ = unknown(batch)
+    own, draws = batch.draws(rng)
+    v = batch.at_tokens(own.uniform(f"{name}/k", draws, dtype=torch.float64).to(open_.device))
+    level = torch.zeros_like(batch.tokens) if batch.levels is None else batch.levels.to(open_.device)
+    count = torch.zeros_like(level).scatter_add(1, level, open_.long()).gather(1, level)
+    k = (expand(v, open_) * count).long() + 1
+    rank = random_order(rng.uniform(name, *open_.shape).to(open_.device), open_, level)
+    return Blanks((rank < k) & open_, (k / count.clamp_min(1)).clamp_max(1), count / k)
 
 
-def random_order(u: Tensor, open_: Tensor) -> Tensor:
-    """Ranks of the open places by their uniforms, from 0; the others come after them. (B, N) each."""
-    return u.masked_fill(~open_, 2.0).argsort(1).argsort(1)
+def random_order(u: Tensor, open_: Tensor, level: Tensor | None = None) -> Tensor:
+    """Ranks of the open places by their uniforms, from 0, in each level; the others come after them. (B, N) each."""
+    key = u.double().masked_fill(~open_, 2.0)
+    if level is None:
+        return key.argsort(1).argsort(1)
+    rank = (key + 4 * level).argsort(1).argsort(1)
+    return rank - (level[:, :, None] > level[:, None]).sum(2)
 
 
 LAWS: dict[str, Law] = {"time": by_time, "count": by_count}
@@ -95,13 +113,13 @@ class MaskedDiffusion(Objective):
         self.law, self.time_conditioning = LAWS[blanks], time_conditioning
 
     def forward(self, model: Any, batch: TokenStates, *, teacher: Any = None, rng: Rng, step: int) -> Loss:
-        blanks = self.law(rng, "blank", unknown(batch))
+        blanks = self.law(rng, "blank", batch)
         nll = blank_nll(model, batch, blanks)
         metrics = {"cross_entropy": (nll.sum().detach(), blanks.at.sum().float())}
-        return Loss((blanks.weight * nll).sum(), batch.count, metrics)
+        return Loss(blanks.total(nll).sum(), batch.count, metrics)
 
 
 def blank_nll(model: Any, batch: TokenStates, blanks: Blanks) -> Tensor:
-    """Σ_{l blank} −log p(x^l | x_t), (B,)."""
+    """−log p(x^l | x_t) of the blank places, 0 elsewhere, (B, N)."""
     x_t = batch.tokens.masked_fill(blanks.at, model.blank)
-    return token_nll(model.denoise(x_t, blanks.t), batch.tokens, blanks.at).sum(1)
+    return token_nll(model.denoise(x_t, blanks.t, batch.context), batch.tokens, blanks.at)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from flowlm.blocks import Blocks, cut_to_blocks
 from flowlm.discrete.base import DiscreteMap
 from flowlm.discrete.causal import CausalMap
 from flowlm.discrete.masked import MaskedMap
@@ -13,7 +14,7 @@ from flowlm.discrete.writing import FILLING, write_causal, write_masked
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
 from flowlm.model import make_codebook
 from flowlm.token_map import Known
-from flowlm.writing import Watcher, Written
+from flowlm.writing import Watcher, Written, behind, write_blocks
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.rng import Rng
 
@@ -37,11 +38,13 @@ class AutoregressiveConfig(DiscreteConfig):
 
 
 class MaskedDiffusionConfig(DiscreteConfig):
-    """time_conditioning: tell the network t."""
+    """time_conditioning: tell the network t. block_lengths: those of the blocks that it was trained to write a window in; none: a
+    window is written as a whole."""
 
     model_type = "leaplm-masked-diffusion"
 
     time_conditioning: bool = False
+    block_lengths: list[int] | None = None
 
 
 class AutoregressiveGenerationConfig(FlowGenerationConfig):
@@ -60,7 +63,7 @@ class MaskedDiffusionGenerationConfig(FlowGenerationConfig):
     """num_steps: passes."""
 
     samplers = FILLING
-    extras = ()
+    extras = ("block_length",)
 
 
 class DiscreteLM(PreTrainedModel, FlowGenerationMixin):
@@ -120,10 +123,20 @@ class MaskedDiffusionLM(DiscreteLM):
 
     def write(
         self, known: Known, rng: Rng, *, end: int | None = None, ends: Sequence[int] = (), told: Watcher | None = None,
-        **how: Any,
+        block_length: int | None = None, watch: Watcher | None = None, **how: Any,
     ) -> Written:  # fmt: skip
-        """how: of `writing.write_masked`. A window is written as a whole, whatever its end and its end tokens."""
-        return announced(write_masked(self.map, known, rng, **how), told)
+        """how: of `writing.write_masked`. A window is written as a whole, whatever its end and its end tokens; of a model of
+        blocks, as many of them as reach the end, each of block_length, default the longest that was trained."""
+        lengths = self.config.block_lengths
+        if not lengths:
+            return announced(write_masked(self.map, known, rng, watch=watch, **how), told)
+        size, known = cut_to_blocks(known, lengths, block_length, end)
+
+        def refine(context: Blocks, rows: Tensor, here: slice, own: Rng) -> tuple[Tensor, Tensor, int]:
+            out = write_masked(self.map, context.known, own, context=context, watch=behind(context, watch), **how)
+            return out.tokens, out.log_q, out.nfe
+
+        return write_blocks(known, rng, size, refine, ends, told)
 
 
 def announced(written: Written, told: Watcher | None) -> Written:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowlm.discrete.masked import random_order
-from flowlm.token_map import Known
+from flowlm.token_map import Known, TokenContext
 from flowlm.writing import Watcher, Written
 from flowmap.rng import Rng
 from flowmap.warp import Warp
@@ -53,8 +53,9 @@ def write_masked(
     sampler: str = "ancestral",
     warp: Warp | None = None,
     watch: Watcher | None = None,
+    context: TokenContext | None = None,
 ) -> Written:
-    """known: (B, N), wherever. steps: passes, K."""
+    """known: (B, N), wherever. steps: passes, K. context: what stands before a block; None: a window by itself."""
     if steps < 1:
         raise ValueError(f"{steps} steps: a text takes 1 at least")
     if sampler not in FILLING:
@@ -65,7 +66,7 @@ def write_masked(
     log_q = torch.zeros(x.shape, device=x.device)
     noise = rng.uniform("token", *x.shape).to(log_q)
     for step in range(steps):
-        logits = model.logits(x, torch.full((len(x),), 1 - step / steps, device=x.device))
+        logits = model.logits(x, torch.full((len(x),), 1 - step / steps, device=x.device), context)
         if watch is not None:
             watch(logits.argmax(-1))
         drawn, log_p = warp.draw(logits, noise)
