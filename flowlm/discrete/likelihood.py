@@ -71,6 +71,7 @@ def nelbo_in_full(model: MaskedMap, batch: TokenStates) -> WindowScore:
     for chosen in range(1, 2**length):
         at = torch.tensor([bool(chosen >> place & 1) for place in range(length)], device=open_.device)
         k = int(at.sum())
-        blanks = Blanks(at & open_, total.new_ones(rows, dtype=torch.float32), total)
+        one = total.new_ones(rows)
+        blanks = Blanks(at & open_, one.float(), one)
         total = total + blanks.total(blank_nll(model, batch, blanks).double()) / (k * math.comb(length, k))
     return WindowScore(total[None], "bound")

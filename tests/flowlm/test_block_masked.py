@@ -89,14 +89,27 @@ def test_a_block_sees_clean_tokens_before_it_and_its_own_blanks_alone(model, siz
     assert moved[block[:, None] < block].all()
 
 
-def test_blanks_have_a_time_a_block(model):
-    drawn = by_time(Rng(0, torch.arange(4000)), "blank", windows(torch.zeros(4000, N, dtype=torch.long), 2))
-    assert (
-        drawn.t.shape == (4000, N) and (drawn.t[:, 0] == drawn.t[:, 1]).all() and (drawn.t[:, 1] != drawn.t[:, 2]).all()
-    )
-    assert float((drawn.at.float() * drawn.weight).mean()) == pytest.approx(1, abs=0.05)
-    with pytest.raises(ValueError, match="by count are of whole windows"):
-        MaskedDiffusion("count")(model.map, windows(WINDOWS, 2), rng=Rng(0, torch.arange(len(WINDOWS))), step=0)
+@pytest.mark.parametrize("law", LAWS)
+def test_blanks_have_a_time_a_block(law):
+    at = torch.arange(N).expand(4000, N) == 1
+    batch = windows(torch.zeros(4000, N, dtype=torch.long), 2, Known(at.long(), at))
+    drawn = LAWS[law](Rng(0, torch.arange(4000)), "blank", batch)
+    assert drawn.t.shape == (4000, N) and (drawn.t[:, 2] == drawn.t[:, 3]).all()
+    assert not drawn.at[:, 1].any()
+    mean = (drawn.at * drawn.weight).mean(0)
+    assert mean[[0, 2, 3]].tolist() == pytest.approx([1, 1, 1], abs=0.15 if law == "time" else 0.05)
+    if law == "time":
+        assert torch.corrcoef(drawn.t[:, [0, 2]].T)[0, 1].abs() < 0.05
+    else:  # of one open place that, of two one or both
+        assert drawn.at[:, 0].all() and set(drawn.at[:, 2:].sum(1).tolist()) == {1, 2}
+
+
+def test_blocks_learn_alike_in_slices(model):
+    batch, rows = windows(WINDOWS, 2), torch.arange(len(WINDOWS))
+    for law in LAWS:
+        whole = MaskedDiffusion(law)(model.map, batch, rng=Rng(0, rows), step=0)
+        parts = [MaskedDiffusion(law)(model.map, batch[part], rng=Rng(0, part), step=0) for part in rows.split(27)]
+        torch.testing.assert_close(whole.sum, sum(part.sum for part in parts), rtol=1e-4, atol=1e-3)
 
 
 def test_known_tokens_of_blocks_are_never_blank_and_cost_nothing(model):

@@ -23,7 +23,7 @@ from flowlm.likelihood import (
 )
 from flowmap.objectives.tokens import CrossEntropy, ProgressiveKL, TokenStates
 from flowmap.rng import Rng
-from tests.flowlm.test_likelihood import Carries
+from tests.flowlm.test_flow_likelihood import Carries
 from tests.flowmap.six_hands import ENTROPY, TOKENS, WORDS, SixHands, hands
 
 V = len(WORDS)

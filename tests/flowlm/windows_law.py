@@ -24,7 +24,7 @@ class TableLaw:
     def __init__(self, p, vocab, length):
         self.p, self.blank, self.windows = p.double() / p.sum(), vocab, every_window(vocab, length)
 
-    def denoise(self, x_t, t=None):
+    def denoise(self, x_t, t=None, context=None):
         fits = ((x_t[:, None] == self.windows) | (x_t[:, None] == self.blank)).all(-1)  # (B, V^N)
         joint = fits.double() * self.p
         one = torch.nn.functional.one_hot(self.windows, self.blank).double()
