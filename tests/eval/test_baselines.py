@@ -97,7 +97,7 @@ def test_a_row_is_the_same_in_any_batch(runs, name):
     [
         ("flow-ar", ["probe", "--suite", "poker", "--sampler", "euler"], "knows causal"),
         ("flow-mdlm", ["sample", "--sampler", "pushforward"], "knows ancestral, even"),
-        ("flow-mdlm", ["perplexity"], "flow language model"),
+        ("flow-mdlm", ["perplexity", "--estimator", "ode"], "has nelbo"),
     ],
 )
 def test_what_does_not_apply_is_one_line(runs, name, words, what, capsys):

@@ -7,7 +7,7 @@ import torch
 
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES, CrossEntropy, ProgressiveKL, TokenStates
 from flowmap.rng import Rng
-from flowmap.times import Uniform
+from flowmap.times import TimeLaw, Uniform
 from tests.flowmap.each_token import TwoTimes
 from tests.flowmap.six_hands import ENTROPY, TOKENS, WORDS, exact_flow, hands
 
@@ -15,11 +15,11 @@ EACH = torch.arange(2)
 COUNT = 3000
 
 
-class Ends:
+class Ends(TimeLaw):
     """Clean or pure noise, a coin's toss each."""
 
-    def draw(self, rng, name, count):
-        return torch.where(rng.uniform(name, count) < 0.5, 0.02, 1.0)
+    def time_of(self, u):
+        return torch.where(u < 0.5, 0.02, 1.0)
 
 
 def entropy(tokens):
@@ -101,5 +101,9 @@ def test_two_jumps_are_one_where_all_tokens_go_straight_from_their_times_to_thei
 
 
 def test_objectives_say_whether_tokens_may_have_times_of_their_own():
-    assert {name for name, kind in TOKEN_OBJECTIVES.items() if kind.each_token} == {"cross-entropy", "kl-psd"}
+    assert {name for name, kind in TOKEN_OBJECTIVES.items() if kind.each_token} == {
+        "cross-entropy",
+        "endpoint",
+        "kl-psd",
+    }
     assert math.isfinite(mean(ProgressiveKL(), batch(60)))

@@ -260,7 +260,8 @@ def test_a_network_and_its_codes_learn_and_a_teacher_does_not(name):
     loss = TOKEN_OBJECTIVES[name]()(model, batch, teacher=teacher, rng=Rng(0, torch.arange(batch.size)), step=0)
     loss.sum.backward()
     assert torch.isfinite(loss.sum) and float(loss.count) == 2 * batch.size
-    assert model.codebook.weight.grad.norm() > 0
+    moved = model.codebook.weight.grad
+    assert moved is None if name == "endpoint" else moved.norm() > 0
     for parameter in model.network.parameters():
         assert torch.isfinite(parameter.grad).all()
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -289,7 +290,7 @@ def test_slices_change_nothing(name):
     objective, model, batch = TOKEN_OBJECTIVES[name](), network_map(), with_context()
     whole = objective(model, batch, rng=Rng(3, torch.arange(48), 5), step=0)
     parts = []
-    for rows in (slice(0, 20), slice(20, 48)):
+    for rows in (slice(0, 16), slice(16, 48)):
         part = batch[rows]
         parts.append(objective(model, part, rng=Rng(3, torch.arange(48)[rows], 5), step=0))
     assert torch.allclose(whole.sum, parts[0].sum + parts[1].sum, rtol=1e-5)
