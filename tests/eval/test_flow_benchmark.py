@@ -1,0 +1,30 @@
+"""The benchmark of flow language models: cells are kept, what a preset begins with is trained before it."""
+
+import json
+
+from benchmarks import flow
+
+SMALL = ["training.steps=4", "flow.width=16", "training.batch_size=16", "training.evaluate_every=4"]
+
+
+def test_a_map_is_distilled_from_the_denoiser_that_is_trained_before_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(flow, "RESULTS", tmp_path / "results")
+    words = ["flow", "--on", "poker", "--presets", "flow-poker-map", "flow-poker-mdlm", "--seeds", "0", "--num", "600"]
+    monkeypatch.setattr("sys.argv", [*words, "--runs", str(tmp_path / "runs"), "--set", *SMALL])
+    flow.main()
+    told = capsys.readouterr().out
+    runs = {folder.name.split("-steps")[0] for folder in (tmp_path / "runs" / "poker").iterdir()}
+    assert runs == {"flow-poker-denoiser-0", "flow-poker-map-0", "flow-poker-mdlm-0"}
+    (cell,) = (tmp_path / "results").glob("poker-flow-poker-map-0-*.json")
+    found = json.loads(cell.read_text())["results"]
+    assert {(r["metric"], r["contract"]["sampler"], r["contract"]["nfe"]) for r in found} == {
+        (metric, sampler, nfe)
+        for metric in ("validity", "total_variation")
+        for sampler in ("pushforward", "euler")
+        for nfe in flow.CALLS
+    }
+    assert all(r["details"]["training_cpu_seconds"] > 0 for r in found)
+    assert "| poker | flow-poker-mdlm" in told and "| even |" in told and list((tmp_path / "results").glob("*.svg"))
+    monkeypatch.setattr(flow, "train", None)  # what is kept is not trained again
+    flow.main()
+    assert capsys.readouterr().out == told
