@@ -27,7 +27,7 @@ from training.loop import train
 from training.tasks import build
 
 RESULTS = Path(__file__).parent / "results" / "flow"
-PLAN = {"poker": ("flow-poker-denoiser", "flow-poker-map", "flow-poker", "flow-poker-mdlm", "flow-poker-ar")}
+PLAN = {"poker": ("flow-poker-denoiser", "flow-poker-map", "flow-poker-mdlm", "flow-poker-ar")}
 """Presets of each suite."""
 CALLS = (1, 2, 4, 8, 16)
 SAMPLERS = ("pushforward", "euler", "ancestral", "even", "causal")
