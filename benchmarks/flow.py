@@ -66,11 +66,15 @@ def flow_cell(
     def planned(preset: str) -> RunConfig:
         return override(load_preset(preset), **words, **variant)
 
+    def earlier(config: RunConfig) -> dict[str, str]:
+        """Presets that it begins with or learns from."""
+        named = {part: getattr(config.flow, part) for part in ("start", "teacher")}
+        return {part: run.removeprefix("runs/") for part, run in named.items() if run}
+
     def trained(preset: str) -> Path:
         folder, config = runs / on / cell_name(preset, seed, variant), planned(preset)
-        for part in ("start", "teacher"):
-            if earlier := getattr(config.flow, part):
-                setattr(config.flow, part, str(trained(earlier.removeprefix("runs/"))))
+        for part, before in earlier(config).items():
+            setattr(config.flow, part, str(trained(before)))
         train(config, folder, build)
         return folder
 
@@ -95,7 +99,13 @@ def flow_cell(
 
     return cell(
         RESULTS / f"{on}-{name}.json",
-        {**to_dict(config), "law": suite.fingerprint, "num": num, "calls": list(CALLS)},
+        {
+            **to_dict(config),
+            "law": suite.fingerprint,
+            "num": num,
+            "calls": list(CALLS),
+            "earlier": {part: to_dict(planned(before)) for part, before in earlier(config).items()},
+        },
         command,
         measure,
         kept,

@@ -45,7 +45,7 @@ class Sampling:
 
     def contract(self, run: FlowRun, nfe: int, batch: int) -> dict[str, Any]:
         """What a record says of it."""
-        lengths = getattr(run.model.config, "block_lengths", None)
+        lengths = run.model.config.block_lengths
         block = {"block": self.options.get("block_length") or max(lengths)} if lengths else {}
         return {
             "steps": self.steps, "nfe": nfe, "sampler": self.sampler, "temperature": self.warp.temperature,
@@ -70,7 +70,7 @@ def samplings(
     nothing was asked for."""
     told = {own: value for name, own in OPTIONS.items() if (value := getattr(asked, name, None)) is not None}
     extras = run.model.generation_config_class.extras
-    if "block_length" in told and not getattr(run.model.config, "block_lengths", None):
+    if "block_length" in told and not run.model.config.block_lengths:
         raise ValueError(f"{run.name} writes whole windows: leave --block out, and set --steps")
     if unknown := sorted(set(told) - set(extras)):
         raise ValueError(f"--{unknown[0].replace('_', '-')}: {run.name} has no such option, leave it out")

@@ -19,15 +19,10 @@ from flowmap.sphere import TOKEN_PATHS
 NOISES = ("sample", "block", "token")
 
 
-class FlowLMConfig(PreTrainedConfig):
-    """length: tokens of a window. codebook: one-hot, embedding, sphere, bits, table; state_size: d of learned codes and of a
-    table's, whose length is √d, as long as the noise. path: linear, cosine, slerp. prior: add the matched filter to the logits;
-    t_min: the least time that was trained. self_conditioning: the share of samples that were trained by two passes a step, 0
-    where the network has no such input. backbone: BackboneConfig's fields. block_lengths: those of the blocks that it was
-    trained to write a window in; none: a window is written as a whole. noise: what had a time of its own in training, a whole
-    sample, a block or a token. causal: no token looks at those behind it."""
-
-    model_type = "leaplm-flow"
+class WindowConfig(PreTrainedConfig):
+    """What models of windows share. length: tokens of a window. codebook: one-hot, embedding, bits; state_size: d of learned
+    codes. backbone: BackboneConfig's fields. block_lengths: those of the blocks that it was trained to write a window in;
+    none: a window is written as a whole."""
 
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -36,12 +31,22 @@ class FlowLMConfig(PreTrainedConfig):
     length: int = 8
     codebook: str = "one-hot"
     state_size: int = 32
+    backbone: dict[str, Any] | None = None
+    block_lengths: list[int] | None = None
+
+
+class FlowLMConfig(WindowConfig):
+    """codebook: sphere and table too; state_size: of a table's codes too, whose length is √d, as long as the noise. path:
+    linear, cosine, slerp. prior: add the matched filter to the logits; t_min: the least time that was trained.
+    self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input.
+    noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it."""
+
+    model_type = "leaplm-flow"
+
     path: str = "linear"
     prior: bool = False
     t_min: float | int = 1e-3
     self_conditioning: float | int = 0
-    backbone: dict[str, Any] | None = None
-    block_lengths: list[int] | None = None
     noise: str = "sample"
     causal: bool = False
 

@@ -40,7 +40,7 @@ class TwoPass:
             first = self.model.logits(asked[0], asked[1], asked[1], asked[2])
             guess = self.model.path.expected(self.model.codebook, first, asked[0])
         if rows is not None:
-            guess = torch.zeros_like(x_t, dtype=guess.dtype).index_copy(0, rows, guess)
+            guess = placed(guess, rows, x_t)
         return self.model.logits(x_t, t, s, context, self_cond=guess)
 
     def endpoint(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
@@ -51,6 +51,11 @@ class TwoPass:
 
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
         return self.model.path.jump(x_t, self.endpoint(x_t, t, s, context), t, s)
+
+
+def placed(guess: Tensor, rows: Tensor, like: Tensor) -> Tensor:
+    """Estimates of these rows among all, (B, N, d); zero, which the network reads as none, for the others."""
+    return torch.zeros_like(like, dtype=guess.dtype).index_copy(0, rows, guess)
 
 
 def drawn(rng: Rng, count: int, share: float) -> Tensor | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from flowlm.blocks import Blocks, cut_to_blocks
 from flowlm.discrete.base import DiscreteMap
@@ -12,39 +12,25 @@ from flowlm.discrete.causal import CausalMap
 from flowlm.discrete.masked import MaskedMap
 from flowlm.discrete.writing import FILLING, write_causal, write_masked
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
-from flowlm.model import make_codebook
+from flowlm.model import WindowConfig, make_codebook
 from flowlm.token_map import Known
 from flowlm.writing import Watcher, Written, behind, write_blocks
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.rng import Rng
 
 
-class DiscreteConfig(PreTrainedConfig):
-    """length: tokens of a window. codebook, state_size: of the codes that are read, as in FlowLMConfig, and one more for the
-    blank. backbone: BackboneConfig's fields."""
+class AutoregressiveConfig(WindowConfig):
+    """codebook: of the codes that are read, and one more for the blank, here and below."""
 
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
-    vocab_size: int = 2
-    length: int = 8
-    codebook: str = "one-hot"
-    state_size: int = 32
-    backbone: dict[str, Any] | None = None
-
-
-class AutoregressiveConfig(DiscreteConfig):
     model_type = "leaplm-autoregressive"
 
 
-class MaskedDiffusionConfig(DiscreteConfig):
-    """time_conditioning: tell the network t. block_lengths: those of the blocks that it was trained to write a window in; none: a
-    window is written as a whole."""
+class MaskedDiffusionConfig(WindowConfig):
+    """time_conditioning: tell the network t."""
 
     model_type = "leaplm-masked-diffusion"
 
     time_conditioning: bool = False
-    block_lengths: list[int] | None = None
 
 
 class AutoregressiveGenerationConfig(FlowGenerationConfig):

@@ -19,7 +19,7 @@ from flowmap.codebook import in_full
 from flowmap.objectives.base import Loss, Objective
 from flowmap.path import LinearPath, expand
 from flowmap.rng import Rng
-from flowmap.self_conditioning import asked, drawn
+from flowmap.self_conditioning import asked, drawn, placed
 from flowmap.times import TimeLaw, Uniform, ordered_pair
 
 
@@ -136,8 +136,9 @@ class TokenObjective(Objective):
         metric = total.new_zeros(0)
         if len(local):
             part = x[local]
-            error, metric = self.local_error(asked(model, part.told), part)
-            total = total + error.sum() + self.fixed_point * self._gap_of_passes(model, part)
+            logits, gap = self._local_logits(model, part)
+            error, metric = self.local_error(model, part, logits)
+            total = total + error.sum() + self.fixed_point * gap
             metrics["cross_entropy"] = (metric.sum().detach(), batch[local].count)
         alike = x.t.ndim == 1  # tokens with times of their own tell no clock of a sample's
         statistics = self.times.statistics(x.t[local], metric, batch[local].counts) if alike else {}
@@ -148,9 +149,8 @@ class TokenObjective(Objective):
             metrics["few_step_kl"] = (error.sum().detach(), batch[few].count)
         return Loss(total + few_step, batch.count, metrics, statistics, few_step)
 
-    def local_error(self, model: Any, x: NoisedTokens) -> tuple[Tensor, Tensor]:
-        """(what is minimised on the diagonal, the cross-entropy to be told of), (rows,) each."""
-        logits = model.logits(x.x_t, x.t, x.t, x.context)
+    def local_error(self, model: Any, x: NoisedTokens, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(what is minimised on the diagonal, the cross-entropy to be told of), (rows,) each. logits: of p_{t→t}(x_t)."""
         told = cross_entropy(logits, x.tokens)
         if not self.frozen:
             return told, told
@@ -162,13 +162,16 @@ class TokenObjective(Objective):
         """The map that says what p_{u→u} is in a target."""
         return self.frozen[0] if self.frozen else teacher
 
-    def _gap_of_passes(self, model: Any, x: NoisedTokens) -> Tensor | float:
+    def _local_logits(self, model: Any, x: NoisedTokens) -> tuple[Tensor, Tensor | float]:
+        """Of p_{t→t}(x_t), and what the fixed point costs: each pass is made once."""
         if not self.fixed_point or x.told is None:
-            return 0.0
-        part = x[torch.nonzero(x.told)[:, 0]]
-        with torch.no_grad():
-            second = in_full(asked(model, part.told).logits(part.x_t, part.t, part.t, part.context)).softmax(-1)
-        return kl(second, model.logits(part.x_t, part.t, part.t, part.context)).sum()
+            return asked(model, x.told).logits(x.x_t, x.t, x.t, x.context), 0.0
+        rows = torch.nonzero(x.told)[:, 0]
+        part = x[rows]
+        first = model.logits(part.x_t, part.t, part.t, part.context)
+        guess = model.path.expected(model.codebook, first.detach(), part.x_t)
+        logits = model.logits(x.x_t, x.t, x.t, x.context, self_cond=placed(guess, rows, x.x_t))
+        return logits, kl(in_full(logits[rows].detach()).softmax(-1), first).sum()
 
     def learn(self, statistics: dict[str, Tensor]) -> None:
         self.times.learn(statistics)

@@ -39,8 +39,7 @@ class Endpoint(CrossEntropy):
         with model.codebook.held():
             return super().noised(model, batch, rng, step)
 
-    def local_error(self, model, x: NoisedTokens) -> tuple[Tensor, Tensor]:
-        logits = model.logits(x.x_t, x.t, x.t, x.context)
+    def local_error(self, model, x: NoisedTokens, logits: Tensor) -> tuple[Tensor, Tensor]:
         with model.codebook.held():
             wrong = model.codebook.expected(logits) - model.codebook.encode(x.tokens)
         weight = expand(model.path.sigma(x.t) ** -self.power, wrong)
