@@ -11,26 +11,22 @@ and by Euler's method on the same network; masked diffusion by its two samplers,
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import cell, cell_name, settings
-from eval.flow import load_flow, samplings
+from benchmarks.cells import cell, settings
+from benchmarks.flow_runs import Planned, by_calls
+from eval.flow import load_flow
 from eval.records import seeds_mean
 from eval.validity.flow_probe import probe_flow
 from eval.validity.suites import load_suite
-from training.config import RunConfig, load_preset, override, to_dict
-from training.loop import train
-from training.tasks import build
 
 RESULTS = Path(__file__).parent / "results" / "flow"
 PLAN = {"poker": ("flow-poker-denoiser", "flow-poker-map", "flow-poker-mdlm", "flow-poker-ar")}
 """Presets of each suite."""
 CALLS = (1, 2, 4, 8, 16)
-SAMPLERS = ("pushforward", "euler", "ancestral", "even", "causal")
 NUM = 20_000
 
 
@@ -60,60 +56,23 @@ def main() -> None:
 def flow_cell(
     on: str, preset: str, seed: int, num: int, runs: Path, command: list[str], variant: dict[str, Any], kept: bool
 ) -> list[dict[str, Any]]:
-    words = {"data__suite": on, "tokenizer__kind": "words", "seed": seed}
-    suite, name = load_suite(on), cell_name(preset, seed, variant)
-
-    def planned(preset: str) -> RunConfig:
-        return override(load_preset(preset), **words, **variant)
-
-    def earlier(config: RunConfig) -> dict[str, str]:
-        """Presets that it begins with or learns from."""
-        named = {part: getattr(config.flow, part) for part in ("start", "teacher")}
-        return {part: run.removeprefix("runs/") for part, run in named.items() if run}
-
-    def trained(preset: str) -> Path:
-        folder, config = runs / on / cell_name(preset, seed, variant), planned(preset)
-        for part, before in earlier(config).items():
-            setattr(config.flow, part, str(trained(before)))
-        train(config, folder, build)
-        return folder
-
-    config = planned(preset)
+    suite = load_suite(on)
+    planned = Planned(preset, runs / on, seed, {"data__suite": on, "tokenizer__kind": "words"}, variant)
 
     def measure() -> list[dict[str, Any]]:
-        before = time.process_time()
-        folder = trained(preset)
-        spent = time.process_time() - before
+        folder, spent = planned.train()
         run = load_flow(str(folder))
-        common: dict[str, Any] = {"on": on, "subject": name_of(preset, variant), "train_seed": seed}
+        common: dict[str, Any] = {"on": on, "subject": planned.subject, "train_seed": seed}
         common["details"] = {"training_cpu_seconds": round(spent, 1)}
         records: list[dict[str, Any]] = []
-        passes = 2 if getattr(run.model.config, "self_conditioning", 0) else 1
-        for sampler in (s for s in SAMPLERS if s in run.model.generation_config_class.samplers):
-            steps = run.model.grids([calls // passes for calls in CALLS if calls >= passes])
-            for how in samplings(run, steps, sampler, seed=seed):
-                made = probe_flow(run, suite, how, num=num).records
-                own = [r for r in made if r["metric"] in ("validity", "total_variation") and "stratum" not in r]
-                records += [r | common for r in own if r["subject"] == run.subject]
+        for how in by_calls(run, CALLS, seed):
+            made = probe_flow(run, suite, how, num=num).records
+            own = [r for r in made if r["metric"] in ("validity", "total_variation") and "stratum" not in r]
+            records += [r | common for r in own if r["subject"] == run.subject]
         return records
 
-    return cell(
-        RESULTS / f"{on}-{name}.json",
-        {
-            **to_dict(config),
-            "law": suite.fingerprint,
-            "num": num,
-            "calls": list(CALLS),
-            "earlier": {part: to_dict(planned(before)) for part, before in earlier(config).items()},
-        },
-        command,
-        measure,
-        kept,
-    )
-
-
-def name_of(preset: str, variant: dict[str, Any]) -> str:
-    return ", ".join([preset, *(f"{key.split('__')[-1]} {value}" for key, value in variant.items())])
+    inputs = {**planned.inputs(), "law": suite.fingerprint, "num": num, "calls": list(CALLS)}
+    return cell(RESULTS / f"{on}-{planned.name}.json", inputs, command, measure, kept)
 
 
 def print_table(records: Sequence[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ def draw_flow(
 ) -> list[dict[str, Any]]:
     """One sample a prompt, cut after `new` tokens and at its first end token. drafts: the text as every estimate had
     it, the last one's softmax being what the sample was drawn from."""
-    starts, end = in_tokens(run, prompts), run.tokenizer.eos_token_id
+    starts, end = starts_of(run, prompts), run.tokenizer.eos_token_id
     new = min(new, run.model.config.length - min(map(len, starts)))
     samples = []
     for rows in write_all(run, starts, how, batch, drafts=True):
@@ -32,3 +32,12 @@ def draw_flow(
                 }
             )  # fmt: skip
     return samples
+
+
+def starts_of(run: FlowRun, prompts: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """What is known of each window. A suite's window begins with the start token, a window of text anywhere in the text: of
+    an empty prompt nothing is known."""
+    data = run.config.get("data") or {}
+    if data.get("suite") or data.get("cases"):
+        return in_tokens(run, prompts)
+    return [run.tokenizer.encode(prompt, add_special_tokens=False) for prompt, _ in prompts]
