@@ -138,7 +138,7 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
             print(f"| {on} | {subject} | {sampler or ''} | {at} | " + " | ".join(told) + " |")
 
 
-def _three(records: Sequence[dict[str, Any]]) -> str:
+def _three(records: list[dict[str, Any]]) -> str:
     parts = {
         "judge_nll": [r for r in records if r["metric"] == "judge_nll"],
         "entropy": [r for r in records if r["metric"] == "entropy"],
@@ -147,7 +147,7 @@ def _three(records: Sequence[dict[str, Any]]) -> str:
     return " / ".join(_told(parts[metric], 2) for metric in METRICS if parts[metric])
 
 
-def _told(records: Sequence[dict[str, Any]], digits: int) -> str:
+def _told(records: list[dict[str, Any]], digits: int) -> str:
     mean = seeds_mean(records)
     error = f" ± {mean['stderr']:.{digits}f}" if len(records) > 1 else ""
     return f"{mean['value']:.{digits}f}{error}"
