@@ -6,6 +6,7 @@
 A cell trains (or finds) RUNS/ON/PRESET-SEED, and before it the runs that it begins with or learns from,
 then draws --num answers at 1, 2, 4, 8 and 16 calls a sample: by pushforward, which tells the network where each jump lands,
 and by Euler's method on the same network; masked diffusion by its two samplers, an autoregressive model a token a call.
+At temperature 1 the last softmax is drawn from, at 0 its likeliest token is taken, and all that is random is the noise it came from.
 `CPU s`: of the training, as far as it was not done before. Cells and the plot lie in benchmarks/results/flow/.
 """
 
@@ -22,11 +23,13 @@ from eval.flow import load_flow
 from eval.records import seeds_mean
 from eval.validity.flow_probe import probe_flow
 from eval.validity.suites import load_suite
+from flowmap.warp import Warp
 
 RESULTS = Path(__file__).parent / "results" / "flow"
 PLAN = {"poker": ("flow-poker-denoiser", "flow-poker-map", "flow-poker-mdlm", "flow-poker-ar")}
 """Presets of each suite."""
 CALLS = (1, 2, 4, 8, 16)
+TEMPERATURES = (1.0, 0.0)
 NUM = 20_000
 
 
@@ -65,37 +68,49 @@ def flow_cell(
         common: dict[str, Any] = {"on": on, "subject": planned.subject, "train_seed": seed}
         common["details"] = {"training_cpu_seconds": round(spent, 1)}
         records: list[dict[str, Any]] = []
-        for how in by_calls(run, CALLS, seed):
+        for how in (how for t in TEMPERATURES for how in by_calls(run, CALLS, seed, Warp(t))):
             made = probe_flow(run, suite, how, num=num).records
             own = [r for r in made if r["metric"] in ("validity", "total_variation") and "stratum" not in r]
             records += [r | common for r in own if r["subject"] == run.subject]
         return records
 
-    inputs = {**planned.inputs(), "law": suite.fingerprint, "num": num, "calls": list(CALLS)}
+    inputs = {
+        **planned.inputs(),
+        "law": suite.fingerprint,
+        "num": num,
+        "calls": list(CALLS),
+        "temperatures": list(TEMPERATURES),
+    }
     return cell(RESULTS / f"{on}-{planned.name}.json", inputs, command, measure, kept)
 
 
 def print_table(records: Sequence[dict[str, Any]]) -> None:
     """Means over seeds ± standard error; validity, then total variation."""
-    print("| suite | model | sampler | CPU s | metric | " + " | ".join(f"nfe {n}" for n in CALLS) + " |")
-    print("|---" * (5 + len(CALLS)) + "|")
-    for on, subject, sampler, metric in rows_of(records):
-        means = curve(records, on, subject, sampler, metric)
+    print("| suite | model | sampler | temperature | CPU s | metric | " + " | ".join(f"nfe {n}" for n in CALLS) + " |")
+    print("|---" * (6 + len(CALLS)) + "|")
+    for row in rows_of(records):
+        on, subject, sampler, temperature, metric = row
+        means = curve(records, row)
         told = [f"{m['value']:.4f} ± {m.get('stderr', 0.0):.4f}" if (m := means.get(n)) else "" for n in CALLS]
         spent = max(r["details"]["training_cpu_seconds"] for r in records if (r["on"], r["subject"]) == (on, subject))
-        print(f"| {on} | {subject} | {sampler} | {spent:.0f} | {metric} | " + " | ".join(told) + " |")
+        print(f"| {on} | {subject} | {sampler} | {temperature:g} | {spent:.0f} | {metric} | " + " | ".join(told) + " |")
 
 
-def rows_of(records: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return list(dict.fromkeys((r["on"], r["subject"], r["contract"]["sampler"], r["metric"]) for r in records))
+Row = tuple[str, str, str, float, str]
+"""Suite, model, sampler, temperature, metric."""
 
 
-def curve(
-    records: Sequence[dict[str, Any]], on: str, subject: str, sampler: str, metric: str
-) -> dict[int, dict[str, Any]]:
+def rows_of(records: Sequence[dict[str, Any]]) -> list[Row]:
+    return list(dict.fromkeys(map(row_of, records)))
+
+
+def row_of(r: dict[str, Any]) -> Row:
+    return r["on"], r["subject"], r["contract"]["sampler"], r["contract"]["temperature"], r["metric"]
+
+
+def curve(records: Sequence[dict[str, Any]], row: Row) -> dict[int, dict[str, Any]]:
     """By calls of the network."""
-    chosen = [r for r in records if (r["on"], r["subject"], r["metric"]) == (on, subject, metric)]
-    chosen = [r for r in chosen if r["contract"]["sampler"] == sampler]
+    chosen = [r for r in records if row_of(r) == row]
     calls = sorted({r["contract"]["nfe"] for r in chosen})
     return {n: seeds_mean([r for r in chosen if r["contract"]["nfe"] == n]) for n in calls}
 
@@ -111,11 +126,12 @@ def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
         1, len(suites), figsize=(4.6 * len(suites), 3.6), squeeze=False, layout="constrained"
     )
     for axis, on in zip(axes[0], suites, strict=True):
-        for suite, subject, sampler, metric in rows_of(records):
+        for row in rows_of(records):
+            suite, subject, sampler, temperature, metric = row
             if (suite, metric) == (on, "validity"):
-                means = curve(records, on, subject, sampler, metric)
+                means = curve(records, row)
                 errors = [2 * m.get("stderr", 0.0) for m in means.values()]
-                axis.errorbar(list(means), [m["value"] for m in means.values()], errors, label=f"{subject}, {sampler}", marker="o")  # fmt: skip
+                axis.errorbar(list(means), [m["value"] for m in means.values()], errors, label=f"{subject}, {sampler}, T = {temperature:g}", marker="o")  # fmt: skip
         axis.set_xscale("log", base=2)
         axis.set(xlabel="calls of the network", title=f"validity: {on}")
         axis.legend(fontsize=7)
