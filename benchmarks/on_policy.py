@@ -15,7 +15,7 @@ in benchmarks/results/on_policy/; benchmarks.on_policy_gradients looks at the es
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,7 @@ from benchmarks.cells import cell, cell_name, settings
 from benchmarks.costs import measure_costs, seconds_of_a_step
 from benchmarks.heads import text_config
 from eval.acceptance import measure as accepted
+from eval.frontier import at_entropy
 from eval.loading import load_run
 from eval.quality import quality
 from eval.records import seeds_mean
@@ -161,15 +162,6 @@ class Arm:
             for row in draw(run, prompts, new=NEW, warp=Warp(temperature), seed=self.seed, block=block)
         ]
         return quality(rows, load_run(str(self.runs / ON / "judge")), ON)
-
-
-def at_entropy(pairs: Sequence[tuple[float, float]], entropy: float) -> float | None:
-    """pairs: (entropy, judge NLL) by temperature → the NLL where a line between two neighbours has that entropy; None
-    where all samples have more, or less."""
-    for (low, nll_low), (high, nll_high) in pairwise(sorted(pairs)):
-        if low <= entropy <= high and low < high:
-            return nll_low + (nll_high - nll_low) * (entropy - low) / (high - low)
-    return None
 
 
 def print_table(records: Sequence[dict[str, Any]]) -> None:

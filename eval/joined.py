@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval import frontier
 from eval.head_table import NOTE, filled, head_rows, wide
 from eval.pictures import Point, bars, plot
-from eval.records import read_records, seeds_mean
+from eval.records import over_seeds, read_records
 from eval.report import Sample, Section, write_report
 from eval.samples import read_samples
 
@@ -45,6 +46,7 @@ def run(args: Any, command: list[str]) -> None:
     sections = [
         *_side_by_side(records),
         *_speed_against_quality(records),
+        *frontier.sections(records),
         *_nll_against_block(records),
         *_validity(records),
         *_training(curves),
@@ -57,14 +59,6 @@ def run(args: Any, command: list[str]) -> None:
 def _text(r: dict[str, Any]) -> str:
     """What was measured on; its split where it is not the usual one."""
     return r["on"] if r.get("split") in (None, "validation", "law") else f"{r['on']}, {r['split']}"
-
-
-def _over_seeds(records: Records) -> dict[str, Any]:
-    """One record of several: the mean where training seeds differ, else the first."""
-    by_seed: dict[Any, dict[str, Any]] = {}
-    for r in records:
-        by_seed.setdefault(r.get("train_seed"), r)
-    return seeds_mean(list(by_seed.values()))
 
 
 def _label(r: dict[str, Any]) -> str:
@@ -109,7 +103,7 @@ def _speed_against_quality(records: Records) -> list[Section]:
                 for r in timed:
                     found = ways.get((r["subject"], r["contract"]["block"]))
                     if found and (r["on"], r["contract"]["batch"]) == (on, batch):
-                        quality = _over_seeds(found)
+                        quality = over_seeds(found)
                         point = Point(r["value"], quality["value"], quality.get("stderr", 0.0), _how(r["contract"]))
                         series.setdefault(r["subject"], []).append(point)
                 if len(series) > 1:
@@ -143,7 +137,7 @@ def _nll_against_block(records: Records) -> list[Section]:
                 by_block: dict[int, Records] = {}
                 for r in mine:
                     by_block.setdefault(r["contract"]["block"], []).append(r)
-                means = {k: _over_seeds(seeds) for k, seeds in sorted(by_block.items())}
+                means = {k: over_seeds(seeds) for k, seeds in sorted(by_block.items())}
                 series[subject] = [Point(k, r["value"], r.get("stderr", 0.0)) for k, r in means.items()]
                 over |= {r["stderr_over"] for r in means.values() if "stderr_over" in r}
             ticks = sorted({p.x for line in series.values() for p in line})
@@ -163,7 +157,7 @@ def _validity(records: Records) -> list[Section]:
             if r["on"] == on:
                 temperature = r.get("contract", {}).get("temperature", 1.0)
                 parts.setdefault(_label(r) + ("" if temperature == 1 else f", T = {temperature:g}"), []).append(r)
-        means = {label: _over_seeds(seeds) for label, seeds in parts.items()}
+        means = {label: over_seeds(seeds) for label, seeds in parts.items()}
         values = {label: (r["value"], r.get("stderr", 0.0)) for label, r in means.items()}
         strata = [
             r

@@ -258,12 +258,15 @@ def quality(argv: list[str]) -> None:
     @dataclass
     class Quality:
         """Score files of samples: NLL under a judge (a larger model trained on the same text), unigram entropy,
-        distinct n-grams and repetition, beside the real text that followed the same prompts."""
+        distinct n-grams, repetition, the distance of their n-grams from the real text's and, of several samples a
+        prompt, BrierLM; beside the same of the real text that followed the prompts."""
 
         samples: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE [FILE …]")]
         """written by leaplm sample --out"""
         judge: str | None = None
         """a run to judge by, such as the preset stdlib-judge; none: no judge NLL, and words instead of tokens"""
+        mauve: bool = False
+        """MAUVE too, on the judge's states (the extra mauve)"""
         json: Path | None = None
         """write the records here"""
 

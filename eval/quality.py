@@ -1,9 +1,11 @@
 """Quality of samples without a verifier: a judge's likelihood, beside what shows when it is gamed.
 
 A judge alone is easily pleased by dull or repeated text, so unigram entropy, distinct-n and repetition always
-stand beside it, and so does the real text that followed the same prompts (subject data).
+stand beside it, and so does the real text that followed the same prompts (subject data), from whose law the samples' n-grams
+and, of several samples a prompt, BrierLM tell the distance.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
@@ -12,18 +14,26 @@ import numpy as np
 import torch
 
 from eval.loading import LoadedRun
+from eval.mauve import mauve
 from eval.records import record
+from eval.text_laws import brier, ngram_kl
 from mtp.losses.linear_nll import row_nll
 from training.data.tokenizer import start_token
 
 NGRAMS = (1, 2, 4)
+COMPARED = (1, 2)
+"""Lengths of the n-grams whose law is compared with the real one: longer ones hardly come twice."""
 REPEATED = 4
 """Length of the n-grams whose second and later occurrences count as repetition."""
 
 
-def quality(rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str) -> list[dict[str, Any]]:
+def quality(
+    rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str, with_mauve: bool = False
+) -> list[dict[str, Any]]:
     """rows: samples; those of one subject, run, block, temperature and threshold are scored together. Each block of a
-    sample is a pass of the trunk, and so gives tokens_per_forward too."""
+    sample is a pass of the trunk, and so gives tokens_per_forward too. with_mauve: on the judge's states."""
+    if with_mauve and judge is None:
+        raise ValueError("--mauve compares the judge's states: name one with --judge")
     contract = ("block", "temperature", "top_p", "threshold", "drawn", "steps", "sampler")
     key = lambda row: (row["subject"], row["run"], *(row["contract"].get(name) for name in contract))  # noqa: E731
     records: list[dict[str, Any]] = []
@@ -32,6 +42,9 @@ def quality(rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str) ->
         first = group[0]
         more = {name: first[name] for name in ("run", "train_seed", "sample_seed", "contract")}
         records += _measure([(row["prompt"], row["text"]) for row in group], judge, on, first["subject"], more)
+        records += _distances(
+            group, judge, with_mauve, {"on": on, "subject": first["subject"], "kind": "estimate", **more}
+        )
         told = [(row["tokens"], _passes(row)) for row in group if "tokens" in row]
         if passes := sum(blocks for _, blocks in told):
             about: dict[str, Any] = {"on": on, "subject": first["subject"], "kind": "estimate", "n": len(told), **more}
@@ -39,8 +52,47 @@ def quality(rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str) ->
             records.append(record("tokens_per_forward", value, unit="tokens/pass", **about))
     real = dict.fromkeys((row["prompt"], row["real"]) for row in rows if row["real"])
     if real:
-        records += _measure(list(real), judge, on, "data", {"contract": {"new": rows[0]["contract"].get("new")}})
+        more = {"contract": {"new": rows[0]["contract"].get("new")}}
+        records += _measure(list(real), judge, on, "data", more)
+        encode = _encoder(judge)
+        halves = [[encode(text) for _, text in list(real)[side::2]] for side in (0, 1)]
+        if all(halves):
+            about = {"on": on, "subject": "data", "kind": "estimate", "n": len(real), **more}
+            records += _ngram_distances(halves[0], halves[1], about)
     return records
+
+
+def _distances(
+    group: Sequence[dict[str, Any]], judge: LoadedRun | None, with_mauve: bool, about: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """From what really followed the prompts, where that is known."""
+    encode, told = _encoder(judge), [row for row in group if row["real"]]
+    if not told:
+        return []
+    real: dict[str, tuple[list[int], list[list[int]]]] = {}
+    for row in told:
+        real.setdefault(row["prompt"] + "\0" + row["real"], (encode(row["real"]), []))[1].append(encode(row["text"]))
+    texts, samples = [own for own, _ in real.values()], [text for _, drawn in real.values() for text in drawn]
+    about = {**about, "n": len(samples)}
+    records = _ngram_distances(texts, samples, about)
+    if (got := brier(real)) is not None:
+        over: dict[str, Any] = {**about, "n": got.prompts, "stderr_over": "prompts"}
+        records += [
+            record("brier_lm", value, stderr=got.errors[n], unit="score", ngram=n, **over)
+            for n, value in got.scores.items()
+        ]
+        records.append(record("brier_lm", got.overall, stderr=got.overall_error, unit="percent", **over))
+    if with_mauve and judge is not None:
+        value = mauve(judge, texts, samples)
+        records.append(record("mauve", value, unit="fraction", judge=judge.name, **about))
+    return records
+
+
+def _ngram_distances(
+    real: Sequence[Sequence[int]], samples: Sequence[Sequence[int]], about: dict[str, Any]
+) -> list[dict[str, Any]]:
+    values = {n: ngram_kl(real, samples, n) for n in COMPARED}
+    return [record("ngram_kl", v, unit="nats", ngram=n, **about) for n, v in values.items() if math.isfinite(v)]
 
 
 def _passes(row: dict[str, Any]) -> int:

@@ -116,3 +116,11 @@ def seeds_mean(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
     seeds = [r.get("train_seed") for r in records]
     return {**kept, "value": mean, "stderr": spread, "stderr_over": "seeds", "seeds": seeds}
+
+
+def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One record of several: the mean where training seeds differ, else the first."""
+    by_seed: dict[Any, dict[str, Any]] = {}
+    for r in records:
+        by_seed.setdefault(r.get("train_seed"), r)
+    return seeds_mean(list(by_seed.values()))

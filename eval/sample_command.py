@@ -6,7 +6,7 @@ from typing import Any
 from eval.flow import load_flow, samplings
 from eval.flow_samples import draw_flow
 from eval.loading import load_run, model_type
-from eval.quality import quality
+from eval.quality import COMPARED, NGRAMS, quality
 from eval.records import write_records
 from eval.samples import draw, held_out_prompts, read_samples, write_samples
 from eval.tables import print_row
@@ -32,6 +32,7 @@ def sample(args: Any, command: list[str]) -> None:
             prompts = [(args.prompt, "")] * args.num
         else:
             prompts = held_out_prompts(run, args.num, args.prompt_tokens, args.new)
+        prompts = [prompt for prompt in prompts for _ in range(args.repeats)]
         for temperature in args.temperatures:
             warp = Warp(temperature, args.top_p)
             how: dict[str, Any] = {"threshold": args.confidence, "drawn": args.drawn}
@@ -63,6 +64,7 @@ def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
         prompts = [(args.prompt, "")] * args.num
     else:
         prompts = held_out_prompts(run, args.num, min(args.prompt_tokens, room // 2), args.new)
+    prompts = [prompt for prompt in prompts for _ in range(args.repeats)]
     for temperature in args.temperatures:
         for how in samplings(run, args.steps, args.sampler, Warp(temperature, args.top_p), args.seed, args):
             rows += draw_flow(run, prompts, how, new=args.new, batch=args.batch)
@@ -72,44 +74,38 @@ def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
 def score(args: Any, command: list[str]) -> None:
     judge = load_run(args.judge) if args.judge else None
     rows = [row for path in args.samples for row in read_samples(path)]
-    records = quality(rows, judge, Path(args.samples[0]).stem)
-    print_row(
-        "",
-        "temperature",
-        "tokens per pass",
-        "judge NLL",
-        "entropy",
-        "distinct-1",
-        "distinct-2",
-        "distinct-4",
-        "repetition",
-    )
-    table: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    records = quality(rows, judge, Path(args.samples[0]).stem, args.mauve)
+    rows_of: dict[str, dict[str, dict[str, Any]]] = {}
     for r in records:
-        key = (
-            r["subject"],
-            r.get("run"),
-            *(r["contract"].get(part) for part in ("block", "threshold", "drawn", "temperature")),
-        )
-        table.setdefault(key, {})[f"{r['metric']}{r.get('ngram', '')}"] = r
-    for (subject, _, block, threshold, drawn, temperature), cells in table.items():
-        name = subject if not block or block == 1 else f"{subject} K={block}"
-        if threshold is not None:
-            name += f" > {threshold:g}" + (" drawn" if drawn else "")
-        shown = [
-            f"{cells[m]['value']:.3f}" + (f" ± {cells[m]['stderr']:.3f}" if "stderr" in cells[m] else "")
-            if m in cells
-            else "–"
-            for m in (
-                "tokens_per_forward",
-                "judge_nll",
-                "entropy",
-                "distinct_n1",
-                "distinct_n2",
-                "distinct_n4",
-                "repetition",
-            )
-        ]
-        print_row(name, "–" if temperature is None else f"{temperature:g}", *shown)
+        rows_of.setdefault(way(r), {})[f"{r['metric']}{r.get('ngram', '')}"] = r
+    shown = {name: label for name, label in COLUMNS.items() if any(name in cells for cells in rows_of.values())}
+    print_row("", *shown.values())
+    for told, cells in rows_of.items():
+        print_row(told, *(_with_error(cells[name]) if name in cells else "–" for name in shown))
     if args.json:
         write_records(args.json, command, records)
+
+
+COLUMNS = {
+    "tokens_per_forward": "tokens per pass", "judge_nll": "judge NLL", "entropy": "entropy",
+    **{f"distinct_n{n}": f"distinct-{n}" for n in NGRAMS}, "repetition": "repetition",
+    **{f"ngram_kl{n}": f"{n}-gram KL" for n in COMPARED}, "brier_lm": "BrierLM", "mauve": "MAUVE",
+}  # fmt: skip
+
+
+def way(r: dict[str, Any]) -> str:
+    """Who wrote it and how."""
+    contract = r["contract"]
+    block, nfe = contract.get("block"), contract.get("nfe")
+    told = [r["subject"] if not block or block == 1 else f"{r['subject']} K={block}"]
+    if contract.get("threshold") is not None:
+        told.append(f"> {contract['threshold']:g}" + (" drawn" if contract.get("drawn") else ""))
+    if "sampler" in contract:
+        told.append(f"{contract['sampler']}, nfe {nfe}")
+    if contract.get("temperature") is not None:
+        told.append(f"T {contract['temperature']:g}")
+    return ", ".join(told)
+
+
+def _with_error(r: dict[str, Any]) -> str:
+    return f"{r['value']:.3f}" + (f" ± {r['stderr']:.3f}" if "stderr" in r else "")

@@ -25,7 +25,9 @@ def sample(argv: list[str]) -> None:
         prompt: str | None = None
         """what to go on from, default pieces of the text held out in training, or the suite's prompts"""
         num: int = 4
-        """samples for each temperature"""
+        """prompts for each temperature; images for each number of steps"""
+        repeats: int = 1
+        """samples of each prompt; leaplm quality needs two for BrierLM"""
         new: int = 64
         """tokens to write"""
         prompt_tokens: int = 32
@@ -73,8 +75,10 @@ def sample(argv: list[str]) -> None:
     args = parse(Sample, argv, "leaplm sample")
     if not args.runs:
         raise ValueError("sample needs at least one run: leaplm sample RUN")
-    if min(args.num, args.new, args.prompt_tokens, args.batch) < 1 or not args.temperatures:
-        raise ValueError("--num, --new, --prompt-tokens and --batch must be 1 or above, --temperatures not empty")
+    if min(args.num, args.repeats, args.new, args.prompt_tokens, args.batch) < 1 or not args.temperatures:
+        raise ValueError(
+            "--num, --repeats, --new, --prompt-tokens and --batch must be 1 or above, --temperatures not empty"
+        )
     if args.confidence is not None and not 0 < args.confidence <= 1:
         raise ValueError(f"--confidence {args.confidence:g} must be a chance above 0, up to 1")
     if args.drawn and args.confidence is None:

@@ -17,7 +17,9 @@ def test_a_map_is_distilled_from_the_denoiser_that_is_trained_before_it(tmp_path
     assert runs == {"flow-poker-denoiser-0", "flow-poker-map-0", "flow-poker-mdlm-0"}
     (cell,) = (tmp_path / "results").glob("poker-flow-poker-map-0-*.json")
     found = json.loads(cell.read_text())["results"]
-    assert {(r["metric"], r["contract"]["sampler"], r["contract"]["nfe"], r["contract"]["temperature"]) for r in found} == {
+    assert {
+        (r["metric"], r["contract"]["sampler"], r["contract"]["nfe"], r["contract"]["temperature"]) for r in found
+    } == {
         (metric, sampler, nfe, temperature)
         for metric in ("validity", "total_variation")
         for sampler in ("pushforward", "euler")

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from eval import joined
-from eval.records import keep_records, record, write_records
+from eval.records import keep_records, over_seeds, record, write_records
 from tests.eval.test_quality import row
 
 
@@ -81,7 +81,7 @@ def test_only_seeds_are_averaged_and_a_record_counts_once(tmp_path):
     sections = joined._nll_against_block([*made, made[0]])
     assert [s.title for s in sections] == ["Likelihood of a block: t", "Likelihood of a block: t, test"]
     assert "over seeds" in sections[0].text and "over documents" in sections[1].text
-    assert joined._over_seeds([*made[:2], made[0]])["value"] == 2.0
+    assert over_seeds([*made[:2], made[0]])["value"] == 2.0
 
 
 def test_what_is_nothing_to_join_is_refused(tmp_path):

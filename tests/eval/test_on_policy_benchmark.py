@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.on_policy import ARMS, at_entropy, config_of
+from benchmarks.on_policy import ARMS, config_of
 from benchmarks.on_policy_gradients import Place
 from mtp.losses.on_policy import KINDS
 from tests.mtp.test_heads import context, head
@@ -20,12 +20,6 @@ def test_arms_differ_in_their_objective_alone():
         assert changed <= {"head.on_policy", "head.samples", "head.anchor_fraction", "head.distill"}
         assert (arm == "cross-entropy") == (not changed)
         assert arm in KINDS or "head.on_policy" not in changed
-
-
-def test_judge_nll_at_an_entropy_lies_on_the_line_between_its_neighbours():
-    pairs = [(3.0, 2.0), (1.0, 1.0), (2.0, 1.2)]
-    assert at_entropy(pairs, 2.25) == pytest.approx(1.4) and at_entropy(pairs, 1.0) == pytest.approx(1.0)
-    assert at_entropy(pairs, 0.9) is None and at_entropy(pairs, 3.1) is None
 
 
 @pytest.mark.parametrize("what", ["overlap", "kl", "energy"])

@@ -78,3 +78,33 @@ def test_a_broken_sample_file_is_named_by_its_line(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises(ValueError, match=words):
         read_samples(file)
+
+
+def test_distances_from_the_real_text_stand_beside_the_floor_of_its_halves(judge):
+    real = ["c d e f", "g h a b", "e f g h", "a b c d"]
+    rows = [row(text, prompt=f"p {i}", real=text) for i, text in enumerate(real) for _ in range(2)]
+    rows += [
+        row("a a a a", prompt=f"p {i}", real=text, subject="dull") for i, text in enumerate(real) for _ in range(2)
+    ]
+    found = {(r["subject"], r["metric"], r.get("ngram")): r for r in quality(rows, judge, "test")}
+    assert found["trunk", "ngram_kl", 1]["value"] == pytest.approx(0, abs=1e-9)
+    assert found["dull", "ngram_kl", 1]["value"] > 1 and ("data", "ngram_kl", 1) in found
+    assert found["trunk", "brier_lm", None]["value"] == pytest.approx(100)
+    assert found["trunk", "brier_lm", None]["n"] == 4 and found["dull", "brier_lm", None]["value"] == 0
+    assert ("data", "brier_lm", None) not in found
+    alone = quality(rows[::2], judge, "test")  # one sample a prompt
+    assert not [r for r in alone if r["metric"] == "brier_lm"]
+
+
+def test_mauve_tells_samples_of_the_law_from_dull_ones(judge):
+    pytest.importorskip("mauve", reason="the extra mauve is not here")
+    rng, words = np.random.default_rng(0), WORDS.split()
+    text = lambda: " ".join(rng.choice(words, 4))  # noqa: E731
+    rows = [row(text(), prompt=f"p {i}", real=text()) for i in range(200)]
+    rows += [row("a a a a", prompt=r["prompt"], real=r["real"], subject="dull") for r in rows]
+    found = {r["subject"]: r["value"] for r in quality(rows, judge, "test", with_mauve=True) if r["metric"] == "mauve"}
+    assert found["trunk"] > 0.7 > 0.2 > found["dull"]
+    with pytest.raises(ValueError, match="name one with --judge"):
+        quality(rows, None, "test", with_mauve=True)
+    with pytest.raises(ValueError, match="20 samples of each"):
+        quality(rows[:5], judge, "test", with_mauve=True)

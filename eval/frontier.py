@@ -1,0 +1,74 @@
+"""What samples cost under a judge at equal entropy: sharper draws always please it, so two models are compared on their
+frontiers, temperature by temperature."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from eval.pictures import Point, plot
+from eval.records import over_seeds
+from eval.report import Section
+
+
+def at_entropy(pairs: Sequence[tuple[float, float]], entropy: float) -> float | None:
+    """pairs: (entropy, judge NLL) by temperature → the NLL where a line between two neighbours has that entropy; None
+    where all samples have more, or less."""
+    for (low, nll_low), (high, nll_high) in pairwise(sorted(pairs)):
+        if low <= entropy <= high and low < high:
+            return nll_low + (nll_high - nll_low) * (entropy - low) / (high - low)
+    return None
+
+
+Way = tuple[Any, ...]
+"""Subject, block, sampler, network calls of a refined text."""
+
+
+def frontiers(records: Sequence[dict[str, Any]], on: str) -> dict[Way, dict[float, tuple[float, float, float]]]:
+    """Way of writing → temperature → (entropy, judge NLL, its standard error), means over training seeds."""
+    found: dict[tuple[Way, float], dict[str, list[dict[str, Any]]]] = {}
+    for r in records:
+        temperature = r.get("contract", {}).get("temperature")
+        if r["on"] == on and r["metric"] in ("judge_nll", "entropy") and temperature is not None:
+            found.setdefault((way(r), temperature), {}).setdefault(r["metric"], []).append(r)
+    lines: dict[Way, dict[float, tuple[float, float, float]]] = {}
+    for (who, temperature), both in found.items():
+        if len(both) == 2:
+            nll, entropy = over_seeds(both["judge_nll"]), over_seeds(both["entropy"])
+            lines.setdefault(who, {})[temperature] = (entropy["value"], nll["value"], nll.get("stderr", 0.0))
+    return lines
+
+
+def way(r: dict[str, Any]) -> Way:
+    contract = r["contract"]
+    refined = (contract["sampler"], contract["nfe"]) if "sampler" in contract else (None, None)
+    return (r["subject"], contract.get("block", 1), *refined)
+
+
+def sections(records: Sequence[dict[str, Any]]) -> list[Section]:
+    """A picture a text, of the ways of writing that were judged at two temperatures or more; real text is a point."""
+    made = []
+    for on in dict.fromkeys(r["on"] for r in records if r["metric"] == "judge_nll"):
+        series = {
+            _name(who): [Point(x, y, error, f"T={t:g}") for t, (x, y, error) in sorted(line.items())]
+            for who, line in frontiers(records, on).items()
+            if len(line) > 1
+        }
+        if not series:
+            continue
+        real = {r["metric"]: r["value"] for r in records if (r["on"], r["subject"]) == (on, "data")}
+        if {"judge_nll", "entropy"} <= set(real):
+            series["real text"] = [Point(real["entropy"], real["judge_nll"], 0.0)]
+        text = (
+            "Down is more to the judge's taste, right is less of the same word: compare lines at one entropy. Bars are "
+            "standard errors."
+        )
+        picture = plot(series, "unigram entropy of a sample, nats", "judge NLL")
+        made.append(Section(f"Judge's frontier: {on}", text, picture))
+    return made
+
+
+def _name(who: Way) -> str:
+    subject, block, sampler, nfe = who
+    if sampler is not None:
+        return f"{subject}, {sampler}, nfe {nfe}"
+    return subject if block == 1 else f"{subject} K={block}"

@@ -1,0 +1,40 @@
+"""Judge NLL at equal entropy: lines between temperatures, and their picture."""
+
+import pytest
+
+from eval.frontier import at_entropy, frontiers, sections
+from eval.records import record
+
+
+def test_judge_nll_at_an_entropy_lies_on_the_line_between_its_neighbours():
+    pairs = [(3.0, 2.0), (1.0, 1.0), (2.0, 1.2)]
+    assert at_entropy(pairs, 2.25) == pytest.approx(1.4) and at_entropy(pairs, 1.0) == pytest.approx(1.0)
+    assert at_entropy(pairs, 0.9) is None and at_entropy(pairs, 3.1) is None
+
+
+def made(metric, value, subject="flow-leap", temperature=1.0, seed=0, **contract):
+    told = {"temperature": temperature, **contract}
+    return record(
+        metric, value, on="text", subject=subject, kind="estimate", unit="nats", train_seed=seed, contract=told
+    )
+
+
+def test_a_line_for_each_way_of_writing_seeds_averaged():
+    flow = {"sampler": "pushforward", "nfe": 4}
+    rows = [
+        made(metric, value + seed + temperature, temperature=temperature, seed=seed, **flow)
+        for temperature in (0.7, 1.0)
+        for seed in (0, 1)
+        for metric, value in (("judge_nll", 2.0), ("entropy", 4.0))
+    ]
+    rows += [made("judge_nll", 3.0, subject="trunk", block=1), made("entropy", 5.0, subject="trunk", block=1)]
+    rows.append(record("judge_nll", 1.0, on="text", subject="data", kind="estimate", unit="nats", contract={"new": 4}))
+    lines = frontiers(rows, "text")
+    way = ("flow-leap", 1, "pushforward", 4)
+    assert set(lines) == {way, ("trunk", 1, None, None)}
+    assert lines[way][0.7] == pytest.approx((5.2, 3.2, 0.5)) and lines[way][1.0] == pytest.approx((5.5, 3.5, 0.5))
+    (section,) = sections(rows)
+    assert section.title == "Judge's frontier: text"
+    assert "flow-leap, pushforward, nfe 4" in section.picture and "trunk" not in section.picture
+    assert "T=0.7" in section.picture and "real text" not in section.picture  # its entropy is not known
+    assert not sections(rows[-3:])
