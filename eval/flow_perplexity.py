@@ -205,7 +205,7 @@ def flow_records(run: FlowRun, made: Made, text: Scored, asked: Request) -> list
     contract = {
         "estimator": asked.estimator, "steps": score.details.get("steps") if made.steps is None else made.steps, "nfe": made.nfe or score.nfe, "calls": score.nfe,
         "dtype": "float32", "ema": run.ema, "context": run.model.config.length,
-        **({"sampler": asked.sampler} if asked.estimator == "sampler" else {}),
+        **({"sampler": asked.sampler, "decoder": "softmax"} if asked.estimator == "sampler" else {}),
     }  # fmt: skip
     common: dict[str, Any] = {
         "on": text.on, "subject": run.subject, "kind": score.kind, "n": int(text.tokens.sum()), "split": text.split, "run": run.name,

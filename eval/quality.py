@@ -45,7 +45,8 @@ def quality(rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str) ->
 
 def _passes(row: dict[str, Any]) -> int:
     """Network calls: a block each, or with drafts as many as the text took."""
-    return row["contract"]["nfe"] if "drafts" in row else len(row["blocks"])
+    contract = row["contract"]
+    return contract["nfe"] + contract.get("decoder_calls", 0) if "drafts" in row else len(row["blocks"])
 
 
 def _measure(

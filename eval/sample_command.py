@@ -47,6 +47,8 @@ def sample(args: Any, command: list[str]) -> None:
         for row in rows:
             drafts = row.get("drafts", [])[:-1]
             calls = f", nfe {row['contract']['nfe']}" if "drafts" in row else ""
+            if "decoder_calls" in row["contract"]:
+                calls += f" + {row['contract']['decoder_calls']} of its decoder"
             print(f"--- {row['subject']}, temperature {row['contract']['temperature']:g}{calls}")
             for number, draft in enumerate(drafts, 1):
                 print(f"{number:4}: {draft}")

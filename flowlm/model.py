@@ -1,5 +1,6 @@
 """A flow language model as a transformers model: codes of tokens, the shared backbone, the two-time map around it."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from flowlm.blocks import cut_to_blocks
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
 from flowlm.pyramid import Order
+from flowlm.rounding import DECODERS, Rounding
 from flowlm.token_map import Known, TokenContext, TokenMap
 from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
@@ -39,7 +41,8 @@ class FlowLMConfig(WindowConfig):
     """codebook: sphere and table too; state_size: of a table's codes too, whose length is √d, as long as the noise. path:
     linear, cosine, slerp. prior: add the matched filter to the logits; t_min: the least time that was trained.
     self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input.
-    noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it."""
+    noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it.
+    rounding: the depth, width, … of a decoder that writes by `rounding`; none: tokens are drawn from the map's softmax."""
 
     model_type = "leaplm-flow"
 
@@ -49,6 +52,7 @@ class FlowLMConfig(WindowConfig):
     self_conditioning: float | int = 0
     noise: str = "sample"
     causal: bool = False
+    rounding: dict[str, Any] | None = None
 
 
 class FlowLM(PreTrainedModel, FlowGenerationMixin):
@@ -80,6 +84,8 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         scale = config.vocab_size**-0.5 if isinstance(codebook, OneHot) else 1.0  # of one coordinate of a code
         path = TOKEN_PATHS[config.path]()
         self.map = TokenMap(backbone, path, codebook, scale, config.prior, config.t_min, config.causal)
+        if config.rounding is not None:
+            self.map.rounding = Rounding(make_decoder(backbone.config, config.rounding))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -93,7 +99,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
 
     def write(
         self, known: Known, rng: Rng, *, end: int | None = None, block_length: int | None = None, delay: int | None = None,
-        order: Order | None = None, self_conditioning: bool | None = None, **how: Any,
+        order: Order | None = None, self_conditioning: bool | None = None, decoder: str | None = None, **how: Any,
     ) -> Written:  # fmt: skip
         """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
         was trained for. self_conditioning: default, if the model was trained so. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
@@ -108,9 +114,20 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             "self_conditioning": twice,
             "delay": delay,
             "order": order,
+            "decoder": self.decoder(decoder, delay),
             "block": size if config.block_lengths else None,
         }
         return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
+
+    def decoder(self, asked: str | None, delay: int = 0) -> str:
+        """The one that writes. delay: tokens that start apart are drawn as they arrive, each from its softmax."""
+        has = self.map.rounding is not None
+        if asked not in (None, *DECODERS):
+            raise ValueError(f"unknown decoder {asked!r}: known are {', '.join(DECODERS)}")
+        if asked == "contextual" and (not has or delay):
+            why = f"delay {delay} draws tokens as they arrive" if delay else "this model was trained without it"
+            raise ValueError(f"decoder contextual: {why}, take softmax")
+        return asked or ("contextual" if has and not delay else "softmax")
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""
@@ -127,6 +144,8 @@ def check_loop(config: FlowLMConfig) -> None:
             raise ValueError(f"block length {block} does not divide a window of {config.length}: {fitting} do")
     if config.noise == "block" and not config.block_lengths:
         raise ValueError("a time for each block needs block lengths")
+    if config.rounding is not None and config.block_lengths:
+        raise ValueError("the contextual decoder reads whole windows: leave block lengths out, or the decoder")
     if config.causal and config.block_lengths:
         raise ValueError("causal and block lengths exclude each other: blocks of 1 are read from left to right")
 
@@ -140,6 +159,11 @@ def check_path(config: FlowLMConfig) -> None:
         raise ValueError(
             "path slerp joins codes as long as the noise, and one-hot codes are not: set the codebook sphere"
         )
+
+
+def make_decoder(like: BackboneConfig, fields: dict[str, Any]) -> Backbone:
+    """The backbone of a decoder: as the map's, with these fields of its own."""
+    return Backbone(replace(like, **{"self_conditioning": True, **fields}))
 
 
 def make_codebook(kind: str, size: int, state_size: int) -> Codebook:

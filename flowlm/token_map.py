@@ -93,10 +93,11 @@ class TokenMap(FlowMap):
 
     prior: add the matched filter, what x_t says of a token by itself (math.md §4): right where tokens are independent, and
     where they are not a base that the network has first to unlearn. t_min: the least time at which the filter, which grows as 1/σ², is taken as it stands. causal: no
-    state of a window looks at those behind it."""
+    state of a window looks at those behind it. rounding: a decoder of finished states, where one is trained along."""
 
     network: Backbone
     prior_share: Tensor | None
+    rounding: Any
 
     def __init__(
         self, network: Backbone, path: Path, codebook: Codebook, data_scale: float, prior: bool = False, t_min: float = 1e-3,
@@ -104,6 +105,7 @@ class TokenMap(FlowMap):
     ) -> None:  # fmt: skip
         super().__init__(network, path, data_scale=data_scale, codebook=codebook)
         self.prior, self.t_min, self.causal = prior, t_min, causal
+        self.rounding = None
         self.register_buffer("prior_share", None)
 
     def ramp_prior(self) -> None:

@@ -219,6 +219,12 @@ class FlowConfig:
     """what has a time of its own in training; token: tokens may be written one some steps after the other"""
     causal: bool = False
     """without blocks: no token looks at those behind it"""
+    decoder: Literal["softmax", "contextual"] = "softmax"
+    """how tokens are read off finished states; contextual: by a causal decoder of all of them, trained along"""
+    decoder_depth: Count = 2
+    """contextual: of that decoder, as wide as the map"""
+    decoder_latest: Share = 1.0
+    """contextual: the latest time at which the last jump starts that it learns to read; 1 over the number of steps"""
     width: Count = 128
     depth: Count = 4
     heads: Count = 4

@@ -38,6 +38,7 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
         name: getattr(objective, name, none) for name, none in (("t_min", 1e-3), ("self_conditioning", 0.0))
     }
     own |= {"block_lengths": plan.block_lengths or None, "noise": plan.noise, "causal": plan.causal}
+    own["rounding"] = {"depth": plan.decoder_depth} if plan.decoder == "contextual" else None
     return FlowLM(FlowLMConfig(path=plan.path, prior=plan.prior, **own, **common))
 
 
@@ -73,6 +74,10 @@ def _refuse_paths(plan: FlowConfig) -> None:
         )
     if plan.codebook in ("sphere", "table"):
         raise ValueError(f"flow.codebook {plan.codebook} is of flows: {plan.objective} has one-hot, embedding and bits")
+    if plan.decoder != "softmax":
+        raise ValueError(
+            f"flow.decoder {plan.decoder} reads the states of flows: {plan.objective} has tokens, leave it out"
+        )
     if plan.prior or plan.path != "linear":
         raise ValueError(
             f"flow.prior and flow.path are of states with noise: {plan.objective} has tokens, leave them out"

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flowlm.encoder_codes import encoder_codes
+from flowlm.rounding import WithRounding
 from flowmap.clocks import Gumbel, Monotone, Running
 from flowmap.rng import Rng
 from flowmap.schedule import DecodeError
@@ -51,6 +52,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         begin_with(model, plan.start, tokenizer)
     if plan.teacher:
         teach_from(objective, plan.teacher, model, tokenizer, accelerator.device)
+    if plan.decoder == "contextual":
+        objective = WithRounding(objective, plan.decoder_latest)
     ramp = round(plan.prior_ramp * config.training.steps) if plan.prior else 0
     if ramp:
         model.map.ramp_prior()

@@ -38,6 +38,7 @@ KINDS = {
         "flow__codebook": "embedding",
     },
     "tokens": {"flow__noise": "token", "flow__causal": True},
+    "decoder": {"flow__decoder": "contextual", "flow__decoder_depth": 1, "flow__options": {"teacher_decay": 0.9}},
     "text": {"data__suite": None, "data__length": 12, "flow__prompts": 0.5, "tokenizer__kind": "bpe"},
 }  # fmt: skip
 
@@ -72,7 +73,7 @@ def test_a_run_stopped_between_checkpoints_ends_bit_identical(config, tmp_path, 
     stopped(lambda: train(config(kind), tmp_path / "broken", build, quiet=True))
     train(config(kind), tmp_path / "broken", build, quiet=True)
     whole, broken = state(tmp_path / "whole"), state(tmp_path / "broken")
-    for part in ("trainable", *(["teacher"] if kind == "teacher" else [])):
+    for part in ("trainable", *(["teacher"] if kind in ("teacher", "decoder") else [])):
         assert_equal(whole[part], broken[part])
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
 
@@ -87,7 +88,7 @@ def test_a_killed_process_started_again_ends_bit_identical(config, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 
-@pytest.mark.parametrize("kind", ["teacher", "projected"])
+@pytest.mark.parametrize("kind", ["teacher", "projected", "decoder"])
 def test_two_processes_give_the_parameters_of_one(config, tmp_path, kind):
     train(config(kind), tmp_path / "one", build, quiet=True)
     preset = write_preset(tmp_path / "p.yaml", {**TINY, **KINDS[kind]}, extends="flow-poker")
@@ -297,6 +298,7 @@ def test_wrong_options_are_one_line(config, tmp_path):
         ({"head__name": "independent"}, "exclude each other"),
         ({"flow__block_lengths": [4]}, r"4 does not divide a window of 6: \[1, 2, 3, 6\] do"),
         ({"flow__noise": "block"}, "needs block lengths"),
+        ({"flow__decoder": "contextual", "flow__block_lengths": [3]}, "reads whole windows"),
     ):
         with pytest.raises(ValueError, match=what):
             train(config(**more), tmp_path / "run", build, quiet=True)
