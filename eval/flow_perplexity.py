@@ -94,6 +94,11 @@ def estimator_of(run: FlowRun, name: str | None) -> str:
 
 def asked_as_trained(run: FlowRun) -> Any:
     """The run's map, by two passes where it was trained so: inside a step, both differentiated."""
+    if getattr(run.model.map, "finishes", False):
+        raise ValueError(
+            f"{run.name} walks through codes that depend on the whole window: no bound over a table of codes holds for it, "
+            "judge its samples (leaplm quality)"
+        )
     told = getattr(run.model.config, "self_conditioning", 0) > 0
     return TwoPass(run.model.map, through=True) if told else run.model.map
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from flowlm.blocks import cut_to_blocks
+from flowlm.contextual_codes import ContextualCodes, build_encoder
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
+from flowlm.latent_map import LatentMap
 from flowlm.pyramid import Order
 from flowlm.rounding import DECODERS, Rounding
 from flowlm.token_map import Known, TokenContext, TokenMap
@@ -38,15 +40,17 @@ class WindowConfig(PreTrainedConfig):
 
 
 class FlowLMConfig(WindowConfig):
-    """codebook: sphere and table too; state_size: of a table's codes too, whose length is √d, as long as the noise. path:
-    linear, cosine, slerp. prior: add the matched filter to the logits; t_min: the least time that was trained.
+    """codebook: sphere, table and contextual too; state_size: of a table's codes too, whose length is √d, as long as the noise.
+    encoder: of contextual codes, its configuration. path: linear, cosine, slerp. noise_scale: ν. prior: add the matched filter to the logits; t_min: the least time that was trained.
     self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input.
     noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it.
     rounding: the depth, width, … of a decoder that writes by `rounding`; none: tokens are drawn from the map's softmax."""
 
     model_type = "leaplm-flow"
 
+    encoder: dict[str, Any] | None = None
     path: str = "linear"
+    noise_scale: float | int = 1
     prior: bool = False
     t_min: float | int = 1e-3
     self_conditioning: float | int = 0
@@ -66,7 +70,13 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         super().__init__(config)
         check_path(config)
         check_loop(config)
-        codebook = make_codebook(config.codebook, config.vocab_size, config.state_size)
+        contextual = config.codebook == "contextual"
+        if contextual:
+            check_contextual(config)
+            encoder = build_encoder(config.encoder or {})
+            codebook: Codebook = ContextualCodes(encoder, config.vocab_size, config.state_size)
+        else:
+            codebook = make_codebook(config.codebook, config.vocab_size, config.state_size)
         fields: dict[str, Any] = {
             "positions": "rope",
             "read_bias": 1.0,
@@ -76,14 +86,15 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         backbone = Backbone(
             BackboneConfig(
                 state_size=codebook.state_size,
-                output_size=config.vocab_size,
+                output_size=config.vocab_size + contextual * codebook.state_size,
                 max_positions=config.length,
                 **fields,
             )
         )
         scale = config.vocab_size**-0.5 if isinstance(codebook, OneHot) else 1.0  # of one coordinate of a code
-        path = TOKEN_PATHS[config.path]()
-        self.map = TokenMap(backbone, path, codebook, scale, config.prior, config.t_min, config.causal)
+        path = TOKEN_PATHS[config.path](config.noise_scale)
+        kind = LatentMap if contextual else TokenMap
+        self.map: TokenMap = kind(backbone, path, codebook, scale, config.prior, config.t_min, config.causal)
         if config.rounding is not None:
             self.map.rounding = Rounding(make_decoder(backbone.config, config.rounding))
         self.post_init()
@@ -155,9 +166,28 @@ def check_path(config: FlowLMConfig) -> None:
         raise ValueError(f"unknown path {config.path!r}: known are {', '.join(TOKEN_PATHS)}")
     if config.codebook == "sphere" and config.path != "slerp":
         raise ValueError(f"codebook sphere walks along great circles, not a {config.path} path: set the path slerp")
+    if config.path == "slerp" and config.noise_scale != 1:
+        raise ValueError(
+            f"noise_scale {config.noise_scale}: on the path slerp noise is as long as the codes, leave it at 1"
+        )
     if config.codebook == "one-hot" and config.path == "slerp":
         raise ValueError(
             "path slerp joins codes as long as the noise, and one-hot codes are not: set the codebook sphere"
+        )
+
+
+def check_contextual(config: FlowLMConfig) -> None:
+    """Codes without a table: what has no meaning for them."""
+    if not config.encoder:
+        raise ValueError("codebook contextual needs an encoder: its configuration in `encoder`")
+    if config.prior:
+        raise ValueError(
+            "codebook contextual has no matched filter, which compares with a table of codes: leave prior out"
+        )
+    if config.path == "slerp" or config.block_lengths or config.noise != "sample" or config.rounding or config.causal:
+        raise ValueError(
+            "codebook contextual is of whole windows with one time on the linear or cosine path, read in decode mode: leave path "
+            "slerp, block lengths, noise by block or token, causal and the contextual decoder out"
         )
 
 
@@ -176,7 +206,7 @@ def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
         return Table(torch.zeros(size, state_size))
     if kind in ("embedding", "sphere"):
         return Embedding(size, state_size, norm=state_size**0.5)
-    raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table")
+    raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table, contextual")
 
 
 AutoConfig.register(FlowLMConfig.model_type, FlowLMConfig)

@@ -5,7 +5,7 @@
 With n steps the sampler makes the first n − 1, down to t = 1/n, and the softmax read there is the last: a two-time map
 is told s = 0, a sampler of the local flow (euler, heun, ddim, ddpm) reads its own p_{t→t}. A contextual decoder is given
 where the last jump lands instead, x̂ = g of that softmax, and writes by `rounding`: as many calls of the map, and a call of its
-own a token. A window is written as a whole,
+own a token; so is a map whose codes have no table, which reads tokens there in one call more (`latent_map`). A window is written as a whole,
 or block after block, each behind the tokens of those before it (`blocks`); all tokens at once, or each some steps after the
 one before (`pyramid`).
 """
@@ -77,7 +77,21 @@ class Draft(Guided):
 
     def heading(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         """g."""
+        if self.model.finishes:
+            self.count(copies * self.passes)
+            with torch.no_grad():
+                return self.model.endpoint(x, t, s, self.repeated(self.context, len(x), copies)).to(x.dtype)
         return self.path.expected(self.model.codebook, self.logits(x, t, s, copies), x).to(x.dtype)
+
+    @torch.no_grad()
+    def read(self, landed: Tensor) -> Tensor:
+        """Logits of finished states, (batch, length, V), in one pass whatever the others are made of."""
+        self.count(1)
+        model, now = getattr(self.model, "model", self.model), landed.new_zeros(len(landed))
+        z = model.logits(landed, now, now, self.context)
+        if self.watch is not None:
+            self.watch(z.argmax(-1))
+        return z
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,8 @@ class Refinement:
             return write_apart(draft, x, uniform, rng, self)
         if self.decoder == "contextual":
             return self.round(draft, draft.heading(*self.approach(draft, x, rng)), uniform)
+        if draft.model.finishes:
+            return self.warp.draw(draft.read(draft.heading(*self.approach(draft, x, rng))), uniform)
         return self.warp.draw(self.last_logits(draft, x, rng), uniform)
 
     def round(self, draft: Draft, landed: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

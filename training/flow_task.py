@@ -19,11 +19,15 @@ from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
 from training.data.flow_windows import FlowWindows
 from training.data.windows import TextWindows
+from training.flow_encoder import load_encoder
 from training.flow_models import OBJECTIVES, check_noise, make_model
 from training.flow_start import begin_with, teach_from
 from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
 from training.objectives import TIMES, build_objective
 from training.task import Task
+
+FITTED = 8
+"""Batches that an encoder's directions are fitted on."""
 
 
 def build(config: RunConfig, accelerator: Accelerator) -> Task:
@@ -38,15 +42,21 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     objective = build_objective("flow", plan, OBJECTIVES, _laws(plan, len(tokenizer)))
     check_noise(plan, objective)
     torch.manual_seed(config.seed)  # so that the network starts the same under every objective
+    if (plan.codebook in ("table", "contextual")) != (plan.encoder is not None):
+        raise ValueError(
+            f"flow.codebook {plan.codebook}: table and contextual go together with flow.encoder, whose codes they hold: give both or neither"
+        )
+    encoder = load_encoder(plan.encoder, tokenizer) if plan.codebook == "contextual" and plan.encoder else None
     model = make_model(
         plan, objective, vocab_size=len(tokenizer), length=train.source.length, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+        **({} if encoder is None else {"encoder": encoder.config}),
     )  # fmt: skip
-    if (plan.codebook == "table") != (plan.encoder is not None):
-        raise ValueError(
-            "flow.codebook table and flow.encoder, whose codes it holds, go together: give both or neither"
-        )
-    if plan.encoder is not None:
+    if encoder is not None:
+        model.map.codebook.encoder.load_state_dict(encoder.weights.state_dict())
+        rows = torch.arange(config.training.batch_size)
+        model.map.codebook.fit(torch.cat([train.batch(n, rows).tokens for n in range(FITTED)]))
+    elif plan.encoder is not None:
         model.map.codebook.table.copy_(encoder_codes(plan.encoder, tokenizer, plan.state_size, plan.encoder_states))
     if plan.start:
         begin_with(model, plan.start, tokenizer)
@@ -84,7 +94,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
 
 def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
     """Those of images and those that learn where tokens are decided; for one-hot codes it is known."""
-    path = TOKEN_PATHS[plan.path]()
+    path = TOKEN_PATHS[plan.path](plan.noise_scale)
     laws: dict[str, Any] = {**TIMES, "running": Running}
     if plan.path == "slerp":  # what follows looks at signal and noise
         return laws

@@ -205,6 +205,52 @@ def encoder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def small_runs(tmp_path_factory):
+    """A trunk and a masked diffusion model of the suite's words, trained here."""
+    folder, tiny = tmp_path_factory.mktemp("small"), {"training__steps": 4, "training__batch_size": 8, **SMALL}
+    masked = {**TINY, "flow__objective": "masked", "flow__codebook": "embedding"}
+    settings = override(load_preset("flow-poker"), **masked)
+    settings.flow.options.clear()
+    train(settings, folder / "masked", build, quiet=True)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    trunk = override(load_preset("poker"), trunk__config=sizes, head__name=None, **tiny)
+    train(trunk, folder / "trunk", build, quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["masked", "trunk"])
+def test_codes_of_an_encoder_trained_here_survive_a_stop_and_never_move(config, small_runs, tmp_path, kind):
+    more = {"flow__objective": "decoded", "flow__codebook": "contextual", "flow__encoder": str(small_runs / kind)}
+    settings = config(**more, flow__noise_scale=2.0)
+    settings.flow.options = {"self_conditioning": 0.5}
+    final = train(settings, tmp_path / "whole", build, quiet=True)
+    assert {"endpoint", "cross_entropy"} <= set(final)
+    stopped(lambda: train(settings, tmp_path / "broken", build, quiet=True))
+    train(settings, tmp_path / "broken", build, quiet=True)
+    whole, broken = state(tmp_path / "whole"), state(tmp_path / "broken")
+    assert_equal(whole["trainable"], broken["trainable"])
+    model = AutoModel.from_pretrained(model_folder(tmp_path / "whole"))
+    fresh = built(settings).model.codebook
+    assert_equal(model.map.codebook.state_dict(), fresh.state_dict())
+    tokens = torch.tensor([[0, 3, 4, 5, 6, 7]])
+    assert torch.equal(model.map.codebook.encode(tokens), fresh.encode(tokens)) and fresh.encode(tokens).std() > 0.1
+    out = model.generate(tokens[:, :2], num_steps=2, sampler="ddim", return_dict_in_generate=True)
+    assert out.sequences.shape == (1, 6) and out.nfe == 5
+
+
+def test_encoders_that_cannot_serve_are_one_line(config, encoder, earlier, tmp_path):
+    for name, what in (
+        (encoder, "has other tokens than this run"),
+        (earlier, "is leaplm-flow: take a run of a trunk or of masked diffusion"),
+        (str(tmp_path), "no run directory"),
+    ):
+        settings = config(flow__objective="decoded", flow__codebook="contextual", flow__encoder=name)
+        settings.flow.options.clear()
+        with pytest.raises(ValueError, match=what):
+            train(settings, tmp_path / "run", build, quiet=True)
+
+
 PRIOR = {"flow__prior": True, "flow__prior_ramp": 0.5, "training__steps": 20}
 
 
@@ -280,6 +326,10 @@ def test_wrong_options_are_one_line(config, tmp_path):
         settings = config("tokens", flow__objective="vlb")
         settings.flow.options.clear()
         train(settings, tmp_path / "run", build, quiet=True)
+    with pytest.raises(ValueError, match="objective decoded go together"):
+        settings = config(flow__objective="decoded")
+        settings.flow.options.clear()
+        train(settings, tmp_path / "run", build, quiet=True)
     for more, what in (
         ({"flow__objective": "leap"}, "known are cross-entropy"),
         ({"flow__options": {"boundry": 1}}, "no option 'boundry'"),
@@ -293,6 +343,8 @@ def test_wrong_options_are_one_line(config, tmp_path):
         ),
         ({"flow__options": {"low_discrepancy": 2}}, "true or false"),
         ({"flow__codebook": "table"}, "give both or neither"),
+        ({"flow__codebook": "contextual"}, "give both or neither"),
+        ({"flow__noise_scale": 2.0, "flow__codebook": "sphere", "flow__path": "slerp"}, "leave it at 1"),
         ({"flow__codebook": "sphere"}, "set the path slerp"),
         ({"flow__options": {"diagonal": "x"}}, "must be a number"),
         ({"head__name": "independent"}, "exclude each other"),
