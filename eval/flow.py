@@ -57,9 +57,11 @@ class Sampling:
 
 OPTIONS = {
     "block": "block_length", "delay": "delay", "order": "order", "self_conditioning": "self_conditioning",
-    "decoder": "decoder",
+    "decoder": "decoder", "guidance": "guidance",
 }  # fmt: skip
 """Of a command, by the name that `write` has for each."""
+NEUTRAL = {"guidance": 1.0}
+"""What asks for nothing, besides None."""
 
 
 def samplings(
@@ -72,7 +74,11 @@ def samplings(
 ) -> list[Sampling]:
     """One for each number of steps that the model can take. sampler: default its own first. asked: has OPTIONS, None where
     nothing was asked for."""
-    told = {own: value for name, own in OPTIONS.items() if (value := getattr(asked, name, None)) is not None}
+    told = {
+        own: value
+        for name, own in OPTIONS.items()
+        if (value := getattr(asked, name, None)) not in (None, NEUTRAL.get(name))
+    }
     extras = run.model.generation_config_class.extras
     if "block_length" in told and not run.model.config.block_lengths:
         raise ValueError(f"{run.name} writes whole windows: leave --block out, and set --steps")

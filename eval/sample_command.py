@@ -57,8 +57,8 @@ def sample(args: Any, command: list[str]) -> None:
 
 def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
     """For every number of steps and temperature."""
-    if args.confidence is not None or args.guidance != 1:
-        raise ValueError(f"{name} refines windows: leave --confidence and --guidance out, and set --steps")
+    if args.confidence is not None:
+        raise ValueError(f"{name} refines windows: leave --confidence out, and set --steps")
     run, rows = load_flow(name), []
     room = run.model.config.length
     if args.prompt is not None:

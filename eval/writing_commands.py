@@ -61,7 +61,8 @@ def sample(argv: list[str]) -> None:
         """flow language models: each token from its own softmax, or by the decoder that was trained along, default where there
         is one"""
         guidance: float = 1.0
-        """images: classifier-free guidance; 1 is none"""
+        """images, and flow language models whose prompts were dropped now and then: classifier-free guidance, at twice the calls;
+        1 is none"""
         label: int | None = None
         """images: one class, default all in turn"""
         score: bool = False

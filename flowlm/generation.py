@@ -2,6 +2,7 @@
 
     model.generate(prompt_ids, num_steps=4, do_sample=True)
     model.generate(prompt_ids, block_length=8, num_steps=2)                 of a model of blocks, up to its end token
+    model.generate(prompt_ids, guidance=2.0, num_steps=8)                   of a model whose prompts were dropped now and then
     model.generate(window_ids, known=mask, num_steps=4)                     infilling: mask is True where ids stand
     model.generate(prompt_ids, streamer=TextDiffusionStreamer(tokenizer))   drafts as they are refined
 
@@ -41,10 +42,11 @@ class FlowGenerationConfig(GenerationConfig):
     behind the last known token, default all of it. What only some models have, None being what the model was trained for:
     self_conditioning, two passes of the network a step; block_length, tokens of a block; delay and order, steps between the
     starts of two tokens that have times of their own, 0 being all at once; decoder, softmax or contextual, of whose laws
-    do_sample, temperature, top_k and top_p are then."""
+    do_sample, temperature, top_k and top_p are then; guidance w, away from what it would write without the prompt, at twice the
+    calls, 1 being none."""
 
     samplers: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
-    extras: ClassVar[tuple[str, ...]] = ("self_conditioning", "block_length", "delay", "order", "decoder")
+    extras: ClassVar[tuple[str, ...]] = ("self_conditioning", "block_length", "delay", "order", "decoder", "guidance")
     """Options that only some models have: given on to `write` where they are not None."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -55,6 +57,7 @@ class FlowGenerationConfig(GenerationConfig):
         self.delay: int | None = kwargs.pop("delay", None)
         self.order: Order | None = kwargs.pop("order", None)
         self.decoder: str | None = kwargs.pop("decoder", None)
+        self.guidance: float | None = kwargs.pop("guidance", None)
         super().__init__(**kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
@@ -68,6 +71,8 @@ class FlowGenerationConfig(GenerationConfig):
             raise ValueError(
                 f"delay {self.delay!r}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}"
             )
+        if self.guidance is not None and not self.guidance >= 0:
+            raise ValueError(f"guidance {self.guidance!r} must be a number of 0 or above; 1 is none")
         super().validate(*args, **kwargs)
         if foreign := sorted(
             n for n in FlowGenerationConfig.extras if getattr(self, n) is not None and n not in self.extras

@@ -44,7 +44,8 @@ class FlowLMConfig(WindowConfig):
     encoder: of contextual codes, its configuration. path: linear, cosine, slerp. noise_scale: ν. prior: add the matched filter to the logits; t_min: the least time that was trained.
     self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input.
     noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it.
-    rounding: the depth, width, … of a decoder that writes by `rounding`; none: tokens are drawn from the map's softmax."""
+    rounding: the depth, width, … of a decoder that writes by `rounding`; none: tokens are drawn from the map's softmax.
+    prompt_dropout: the share of samples that were shown nothing of what is known, without which there is no guidance."""
 
     model_type = "leaplm-flow"
 
@@ -57,6 +58,7 @@ class FlowLMConfig(WindowConfig):
     noise: str = "sample"
     causal: bool = False
     rounding: dict[str, Any] | None = None
+    prompt_dropout: float | int = 0
 
 
 class FlowLM(PreTrainedModel, FlowGenerationMixin):
@@ -110,21 +112,28 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
 
     def write(
         self, known: Known, rng: Rng, *, end: int | None = None, block_length: int | None = None, delay: int | None = None,
-        order: Order | None = None, self_conditioning: bool | None = None, decoder: str | None = None, **how: Any,
+        order: Order | None = None, self_conditioning: bool | None = None, decoder: str | None = None,
+        guidance: float | None = None, **how: Any,
     ) -> Written:  # fmt: skip
         """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
-        was trained for. self_conditioning: default, if the model was trained so. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
+        was trained for. self_conditioning: default, if the model was trained so. decoder: of
+        DECODERS, default contextual where the model has one. guidance: of a model whose prompts were dropped now and then. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
         config, delay, order = self.config, delay or 0, order or "left-to-right"
         if delay and config.noise != "token":
             raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
         if config.causal and order != "left-to-right":
             raise ValueError(f"order {order}: a causal network writes from left to right")
+        if guidance not in (None, 1) and not config.prompt_dropout:
+            raise ValueError(
+                f"guidance {guidance}: this model was never trained with its prompts dropped, leave it out"
+            )
         size, known = cut_to_blocks(known, config.block_lengths, block_length, end)
         twice = config.self_conditioning > 0 if self_conditioning is None else self_conditioning
         how |= {
             "self_conditioning": twice,
             "delay": delay,
             "order": order,
+            "guidance": 1.0 if guidance is None else guidance,
             "decoder": self.decoder(decoder, delay),
             "block": size if config.block_lengths else None,
         }
@@ -157,6 +166,8 @@ def check_loop(config: FlowLMConfig) -> None:
         raise ValueError("a time for each block needs block lengths")
     if config.rounding is not None and config.block_lengths:
         raise ValueError("the contextual decoder reads whole windows: leave block lengths out, or the decoder")
+    if config.prompt_dropout and config.block_lengths:
+        raise ValueError("prompt dropout is of whole windows: what stands before a block is always shown")
     if config.causal and config.block_lengths:
         raise ValueError("causal and block lengths exclude each other: blocks of 1 are read from left to right")
 

@@ -61,27 +61,39 @@ class TokenContext(Protocol):
 
 @dataclass(frozen=True)
 class Known:
-    """tokens: (B, N); at: (B, N) bool, where they are known. The others are not looked at."""
+    """tokens: (B, N); at: (B, N) bool, where they are known. The others are not looked at. hidden: (B, N) bool, places whose
+    known tokens the network is not shown, zeros standing there, though no doubt is left of them: a prompt that is dropped;
+    None: nowhere."""
 
     tokens: Tensor
     at: Tensor
+    hidden: Tensor | None = None
 
     def __getitem__(self, rows: Any) -> "Known":
-        return Known(self.tokens[rows], self.at[rows])
+        return Known(self.tokens[rows], self.at[rows], None if self.hidden is None else self.hidden[rows])
 
     def to(self, device: torch.device) -> "Known":
-        return Known(self.tokens.to(device), self.at.to(device))
+        hidden = None if self.hidden is None else self.hidden.to(device)
+        return Known(self.tokens.to(device), self.at.to(device), hidden)
 
     @property
     def known(self) -> "Known":
         return self
 
     def knowing(self, known: "Known") -> "Known":
-        return known
+        return replace(known, hidden=self.hidden)
+
+    def without(self) -> "Known":
+        """The same with nothing of it shown."""
+        return replace(self, hidden=self.at)
 
     def lay_out(self, seen: Layout, read: Reader) -> Layout:
-        x = torch.where(self.at[..., None], read(self.tokens, self.at).to(seen.x), seen.x)
-        return replace(seen, x=x, clean=self.at)
+        shown = self.at if self.hidden is None else self.at & ~self.hidden
+        x, told = torch.where(shown[..., None], read(self.tokens, shown).to(seen.x), seen.x), seen.self_cond
+        if self.hidden is not None:
+            blind = (self.at & self.hidden)[..., None]
+            x, told = x.masked_fill(blind, 0.0), None if told is None else told.masked_fill(blind, 0.0)
+        return replace(seen, x=x, self_cond=told, clean=self.at)
 
     def settle(self, logits: Tensor) -> Tensor:
         sure = -CERTAIN * (torch.arange(logits.shape[-1], device=logits.device) != self.tokens[..., None])

@@ -54,20 +54,35 @@ class Written:
 
 
 class Draft(Guided):
-    """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate."""
+    """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate. guidance w: the samplers walk by
+    g_0 + w·(g_c − g_0), g_0 where nothing that is known is shown, and tokens are drawn from p ∝ p_0^{1−w} p_c^w."""
 
-    def __init__(self, model: TokenMap | TwoPass, context: TokenContext | None, watch: Watcher | None) -> None:
-        super().__init__(model, context)
+    def __init__(
+        self, model: TokenMap | TwoPass, context: TokenContext | None, watch: Watcher | None, guidance: float = 1.0
+    ) -> None:
+        super().__init__(
+            model, context, None if guidance == 1 or context is None else context.known.without(), guidance
+        )
         self.passes, self.watch, self.decoder_calls = getattr(model, "passes", 1), watch, 0
 
     @torch.no_grad()
     def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         """(batch, length, V)."""
+        return self.mixed(*self.answers(x, t, s, copies))
+
+    def answers(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> list[Tensor]:
+        """Logits of every branch."""
         self.count(copies * self.passes)
-        z = self.model.logits(x, t, s, self.repeated(self.context, len(x), copies))
+        z = [self.model.logits(x, t, s, context) for context in self.branches(len(x), copies)]
         if self.watch is not None:
-            self.watch(z.argmax(-1))
+            self.watch(self.mixed(*z).argmax(-1))
         return z
+
+    def know(self, known: Known) -> None:
+        """From now on, of the map's own states."""
+        self.context = self.context.knowing(known)
+        if self.without is not None:
+            self.without = self.without.knowing(known)
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         return self.path.secant(x, self.heading(x, t, s, copies), t)
@@ -80,15 +95,20 @@ class Draft(Guided):
         if self.model.finishes:
             self.count(copies * self.passes)
             with torch.no_grad():
-                return self.model.endpoint(x, t, s, self.repeated(self.context, len(x), copies)).to(x.dtype)
-        return self.path.expected(self.model.codebook, self.logits(x, t, s, copies), x).to(x.dtype)
+                ends = [self.model.endpoint(x, t, s, context) for context in self.branches(len(x), copies)]
+            return self.mixed(*ends).to(x.dtype)
+        return self.ends(self.answers(x, t, s, copies), x)
+
+    def ends(self, answers: list[Tensor], x: Tensor) -> Tensor:
+        """g of the logits of every branch."""
+        return self.mixed(*(self.path.expected(self.model.codebook, z, x).to(x.dtype) for z in answers))
 
     @torch.no_grad()
     def read(self, landed: Tensor) -> Tensor:
         """Logits of finished states, (batch, length, V), in one pass whatever the others are made of."""
         self.count(1)
         model, now = getattr(self.model, "model", self.model), landed.new_zeros(len(landed))
-        z = model.logits(landed, now, now, self.context)
+        z = self.mixed(*(model.logits(landed, now, now, context) for context in self.branches(len(landed))))
         if self.watch is not None:
             self.watch(z.argmax(-1))
         return z
@@ -167,6 +187,7 @@ def write(
     sampler: str = "pushforward",
     warp: Warp | None = None,
     self_conditioning: bool = False,
+    guidance: float = 1.0,
     watch: Watcher | None = None,
     delay: int = 0,
     order: Order = "left-to-right",
@@ -176,7 +197,8 @@ def write(
     told: Watcher | None = None,
     cached: bool = True,
 ) -> Written:
-    """like: (batch, length, state size), whose shape, place and type the states have. The next five, delay, order and decoder as in `Refinement`.
+    """like: (batch, length, state size), whose shape, place and type the states have. The next five, delay, order and decoder as in `Refinement`;
+    guidance as in `Draft`.
     block: tokens of a block; None: the window is refined as a whole. The rest is for blocks, as in `write_blocks`.
     watch: hears at every call of the network the likeliest tokens, of the window as far as it has been come to."""
     if self_conditioning and model.network.read_self is None:
@@ -185,8 +207,10 @@ def write(
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
     asked: Any = TwoPass(model) if self_conditioning else model
+    if guidance != 1 and block is not None:
+        raise ValueError(f"guidance {guidance}: what stands before a block is always shown, leave it out for blocks")
     if block is None:
-        draft = Draft(asked, nothing(like) if known is None and delay else known, watch)
+        draft = Draft(asked, nothing(like) if known is None and (delay or guidance != 1) else known, watch, guidance)
         tokens, log_q = how(draft, like, rng)
         if told is not None:
             told(tokens)

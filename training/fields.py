@@ -216,6 +216,8 @@ class FlowConfig:
     """deviation of the noise"""
     prompts: Annotated[float, Field(ge=0, le=1)] = 0.0
     """text: share of the windows that begin with a known stretch of any length"""
+    prompt_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """share of the windows whose known tokens are not shown, for guidance"""
     block_lengths: list[Count] = field(default_factory=list)
     """write a window block after block, each behind the tokens of those before it: one model for blocks of these lengths,
     which divide the window; none: it is written as a whole"""

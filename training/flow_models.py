@@ -40,7 +40,7 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
     }
     own |= {"block_lengths": plan.block_lengths or None, "noise": plan.noise, "causal": plan.causal}
     own["rounding"] = {"depth": plan.decoder_depth} if plan.decoder == "contextual" else None
-    own["noise_scale"] = plan.noise_scale
+    own |= {"noise_scale": plan.noise_scale, "prompt_dropout": plan.prompt_dropout}
     if (plan.codebook == "contextual") != isinstance(objective, DecodedEndpoint):
         raise ValueError(
             "flow.codebook contextual and flow.objective decoded go together: other losses look codes up in a table"
@@ -80,6 +80,8 @@ def _refuse_paths(plan: FlowConfig) -> None:
         )
     if plan.codebook in ("sphere", "table", "contextual"):
         raise ValueError(f"flow.codebook {plan.codebook} is of flows: {plan.objective} has one-hot, embedding and bits")
+    if plan.prompt_dropout:
+        raise ValueError(f"flow.prompt_dropout is for the guidance of flows, {plan.objective} has none: leave it out")
     if plan.decoder != "softmax":
         raise ValueError(
             f"flow.decoder {plan.decoder} reads the states of flows: {plan.objective} has tokens, leave it out"

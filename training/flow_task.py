@@ -110,7 +110,11 @@ def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
 
 def _data(config: RunConfig, plan: FlowConfig, quiet: bool) -> tuple[Any, FlowWindows, list[Any], dict[str, Any]]:
     size, suite = config.training.batch_size, suite_of(config)
-    loop: dict[str, Any] = {"block_lengths": tuple(plan.block_lengths), "noise": plan.noise}
+    loop: dict[str, Any] = {
+        "block_lengths": tuple(plan.block_lengths), "noise": plan.noise, "prompt_dropout": plan.prompt_dropout,
+    }  # fmt: skip
+    if plan.prompt_dropout and not suite and not plan.prompts:
+        raise ValueError("flow.prompt_dropout hides known tokens, and text has none: set flow.prompts too")
     if suite:
         tokenizer = suite_tokenizer(config, suite)
         rows = case_rows(encode_suite(suite, tokenizer), 0, size, config.seed)

@@ -300,6 +300,31 @@ def test_the_filter_comes_in_over_the_ramp_and_is_whole_behind_it(config):
     assert at_once.model.prior_share is None
 
 
+def test_prompts_are_dropped_as_often_as_asked_and_what_is_scored_stays(config, tmp_path):
+    def batch(kind, **more):
+        return built(config(kind, **more)).train.batch(0, torch.arange(400))
+
+    for kind in ("suite", "text"):
+        plain, some = batch(kind), batch(kind, flow__prompt_dropout=0.25)
+        assert plain.context.hidden is None and torch.equal(some.scored, plain.scored)
+        assert torch.equal(some.context.at, plain.context.at)
+        told = some.context.at.any(1)
+        hidden = some.context.hidden[told]
+        assert (hidden.any(1) == (hidden == some.context.at[told]).all(1)).all()  # all of a prompt, or nothing
+        assert 0.17 < hidden.any(1).float().mean() < 0.33
+    settings = config(flow__prompt_dropout=0.25)
+    train(settings, tmp_path / "run", build, quiet=True)
+    model = AutoModel.from_pretrained(model_folder(tmp_path / "run"))
+    out = model.generate(torch.tensor([[0, 3]]), guidance=2.0, num_steps=2, return_dict_in_generate=True)
+    assert out.nfe == 4
+    for more, what in (
+        ({"kind": "text", "flow__prompts": 0.0}, "set flow.prompts too"),
+        ({"kind": "blocks"}, "always shown"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            built(config(flow__prompt_dropout=0.25, **more))
+
+
 def test_block_lengths_are_drawn_for_each_sample_and_levels_follow_them(config):
     def batch(rows, **more):
         from accelerate import Accelerator
