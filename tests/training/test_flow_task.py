@@ -99,6 +99,24 @@ def test_two_processes_give_the_parameters_of_one(config, tmp_path, kind):
     assert_equal(state(tmp_path / "one")["trainable"], state(tmp_path / "two")["trainable"], 5e-5)
 
 
+@pytest.mark.parametrize("preset", ["flow-block-brackets-8", "flow-forcing-brackets-8"])
+def test_two_processes_draw_the_blocks_and_the_times_of_one(tmp_path, preset):
+    """Lengths of blocks and the times of blocks and tokens are a sample's, whichever process has it."""
+    settings = override(load_preset(preset), **TINY)
+    train(settings, tmp_path / "one", build, quiet=True)
+    written = write_preset(tmp_path / "p.yaml", TINY, extends=preset)
+    process = launch([written, "--run-dir", str(tmp_path / "two")], processes=2)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
+    one, two = state(tmp_path / "one"), state(tmp_path / "two")
+    assert_equal(one["trainable"], two["trainable"], 5e-5)
+    fresh = {name: part.clone() for name, part in built(settings).model.state_dict().items()}
+    assert any((fresh[name] - part).abs().max() > 1e-3 for name, part in one["trainable"].items())
+    for (step, split, loss), other in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert other[:2] == (step, split) and other[2] == pytest.approx(loss, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["suite", "two passes", "text"])
 def test_what_is_saved_loads_bit_equal_by_auto_class_and_writes(config, tmp_path, kind):
     final = train(config(kind), tmp_path / "run", build, quiet=True)
