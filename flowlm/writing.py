@@ -63,7 +63,8 @@ class Draft(Guided):
         super().__init__(
             model, context, None if guidance == 1 or context is None else context.known.without(), guidance
         )
-        self.passes, self.watch, self.decoder_calls = getattr(model, "passes", 1), watch, 0
+        self.passes, self.finishes = getattr(model, "passes", 1), getattr(model, "finishes", False)
+        self.watch, self.decoder_calls = watch, 0
 
     @torch.no_grad()
     def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
@@ -92,7 +93,7 @@ class Draft(Guided):
 
     def heading(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         """g."""
-        if self.model.finishes:
+        if self.finishes:
             self.count(copies * self.passes)
             with torch.no_grad():
                 ends = [self.model.endpoint(x, t, s, context) for context in self.branches(len(x), copies)]
@@ -146,7 +147,7 @@ class Refinement:
             return write_apart(draft, x, uniform, rng, self)
         if self.decoder == "contextual":
             return self.round(draft, draft.heading(*self.approach(draft, x, rng)), uniform)
-        if draft.model.finishes:
+        if draft.finishes:
             return self.warp.draw(draft.read(draft.heading(*self.approach(draft, x, rng))), uniform)
         return self.warp.draw(self.last_logits(draft, x, rng), uniform)
 
