@@ -43,19 +43,25 @@ class Sampling:
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
-    def contract(self, run: FlowRun, nfe: int, batch: int) -> dict[str, Any]:
+    def contract(self, run: FlowRun, made: "Rows", batch: int) -> dict[str, Any]:
         """What a record says of it."""
+        calls = {"decoder": "contextual", "decoder_calls": made.decoder_calls} if made.decoder_calls else {}
         lengths = run.model.config.block_lengths
         block = {"block": self.options.get("block_length") or max(lengths)} if lengths else {}
         return {
-            "steps": self.steps, "nfe": nfe, "sampler": self.sampler, "temperature": self.warp.temperature,
+            "steps": self.steps, "nfe": made.nfe, "sampler": self.sampler, "temperature": self.warp.temperature,
             "top_p": self.warp.top_p, "batch": batch, "dtype": "float32", "verify": "none", "ema": run.ema,
-            **block, **{name: value for name, value in self.options.items() if name != "block_length"},
+            **block, **{name: value for name, value in self.options.items() if name != "block_length"}, **calls,
         }  # fmt: skip
 
 
-OPTIONS = {"block": "block_length", "delay": "delay", "order": "order", "self_conditioning": "self_conditioning"}
+OPTIONS = {
+    "block": "block_length", "delay": "delay", "order": "order", "self_conditioning": "self_conditioning",
+    "decoder": "decoder", "guidance": "guidance",
+}  # fmt: skip
 """Of a command, by the name that `write` has for each."""
+NEUTRAL = {"guidance": 1.0}
+"""What asks for nothing, besides None."""
 
 
 def samplings(
@@ -68,7 +74,11 @@ def samplings(
 ) -> list[Sampling]:
     """One for each number of steps that the model can take. sampler: default its own first. asked: has OPTIONS, None where
     nothing was asked for."""
-    told = {own: value for name, own in OPTIONS.items() if (value := getattr(asked, name, None)) is not None}
+    told = {
+        own: value
+        for name, own in OPTIONS.items()
+        if (value := getattr(asked, name, None)) not in (None, NEUTRAL.get(name))
+    }
     extras = run.model.generation_config_class.extras
     if "block_length" in told and not run.model.config.block_lengths:
         raise ValueError(f"{run.name} writes whole windows: leave --block out, and set --steps")
@@ -103,12 +113,14 @@ def load_flow(run: str, device: torch.device | None = None) -> FlowRun:
 @dataclass(frozen=True)
 class Rows:
     """which: of the starts. texts: token lists, what was written behind each up to the window's end. drafts: the likeliest
-    tokens at every call of the network, the same of each. nfe: network calls a sample."""
+    tokens at every call of the network, the same of each. nfe: calls of the map for a sample; decoder_calls: of a decoder apart
+    from it."""
 
     which: slice
     texts: list[list[int]]
     drafts: list[list[list[int]]]
     nfe: int
+    decoder_calls: int = 0
 
 
 @torch.no_grad()
@@ -134,7 +146,8 @@ def write_all(
             known, rng, steps=how.steps, sampler=how.sampler, warp=how.warp, watch=heard.append if drafts else None,
             **how.options,
         )  # fmt: skip
-        yield Rows(part, _behind(starts[part], out.tokens), [_behind(starts[part], d) for d in heard], out.nfe)
+        told = [_behind(starts[part], tokens) for tokens in (out.tokens, *heard)]
+        yield Rows(part, told[0], told[1:], out.nfe, out.decoder_calls)
 
 
 def _behind(starts: Sequence[list[int]], tokens: Tensor) -> list[list[int]]:

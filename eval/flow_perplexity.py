@@ -94,6 +94,11 @@ def estimator_of(run: FlowRun, name: str | None) -> str:
 
 def asked_as_trained(run: FlowRun) -> Any:
     """The run's map, by two passes where it was trained so: inside a step, both differentiated."""
+    if getattr(run.model.map, "finishes", False):
+        raise ValueError(
+            f"{run.name} walks through codes that depend on the whole window: no bound over a table of codes holds for it, "
+            "judge its samples (leaplm quality)"
+        )
     told = getattr(run.model.config, "self_conditioning", 0) > 0
     return TwoPass(run.model.map, through=True) if told else run.model.map
 
@@ -205,7 +210,7 @@ def flow_records(run: FlowRun, made: Made, text: Scored, asked: Request) -> list
     contract = {
         "estimator": asked.estimator, "steps": score.details.get("steps") if made.steps is None else made.steps, "nfe": made.nfe or score.nfe, "calls": score.nfe,
         "dtype": "float32", "ema": run.ema, "context": run.model.config.length,
-        **({"sampler": asked.sampler} if asked.estimator == "sampler" else {}),
+        **({"sampler": asked.sampler, "decoder": "softmax"} if asked.estimator == "sampler" else {}),
     }  # fmt: skip
     common: dict[str, Any] = {
         "on": text.on, "subject": run.subject, "kind": score.kind, "n": int(text.tokens.sum()), "split": text.split, "run": run.name,

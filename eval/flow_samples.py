@@ -17,7 +17,7 @@ def draw_flow(
     new = min(new, run.model.config.length - min(map(len, starts)))
     samples = []
     for rows in write_all(run, starts, how, batch, drafts=True):
-        contract = how.contract(run, rows.nfe, batch) | {"new": new}
+        contract = how.contract(run, rows, batch) | {"new": new}
         for i, (prompt, real) in enumerate(prompts[rows.which]):
             whole = rows.texts[i][:new]
             told = whole[: whole.index(end)] if end in whole else whole

@@ -38,9 +38,11 @@ def probe(argv: list[str]) -> None:
         block: int | None = None
         """tokens per trunk pass, default the head's own K. Flow language models of
         blocks: tokens of a block, default the longest that was trained"""
-        decoder: tuple[Literal["joint", "independent", "verified"], ...] = ("joint",)
+        decoder: tuple[Literal["joint", "independent", "verified", "softmax", "contextual"], ...] = ("joint",)
         """joint: the model's own law, a head's by direct decoding, else token by token. independent: each token drawn apart
-        from its own marginal, as the best factorised decoder would. verified: drafts that the trunk judges. One row each"""
+        from its own marginal, as the best factorised decoder would. verified: drafts that the trunk judges. Flow
+        language models: softmax, each token from its own, contextual, by the decoder that was trained along, default where
+        there is one. One row each"""
         verify: Literal["token", "block", "gumbel", "inverse-cdf", "jacobi"] | None = None
         """with --decoder verified: the rule, default token, or jacobi without a head"""
         ending: Literal["token", "any"] = "token"
@@ -60,6 +62,8 @@ def probe(argv: list[str]) -> None:
         """flow language models trained with noise by token: steps between the starts of two tokens, default 0, all at once"""
         order: Literal["left-to-right", "right-to-left", "random"] | None = None
         """with --delay: which tokens start first, default left-to-right"""
+        guidance: float = 1.0
+        """flow language models whose prompts were dropped now and then: classifier-free guidance, at twice the calls; 1 is none"""
 
     args = parse(Probe, argv, "leaplm probe")
     if not args.runs:

@@ -97,7 +97,8 @@ def _ngram_distances(
 
 def _passes(row: dict[str, Any]) -> int:
     """Network calls: a block each, or with drafts as many as the text took."""
-    return row["contract"]["nfe"] if "drafts" in row else len(row["blocks"])
+    contract = row["contract"]
+    return contract["nfe"] + contract.get("decoder_calls", 0) if "drafts" in row else len(row["blocks"])
 
 
 def _measure(

@@ -48,6 +48,8 @@ def sample(args: Any, command: list[str]) -> None:
         for row in rows:
             drafts = row.get("drafts", [])[:-1]
             calls = f", nfe {row['contract']['nfe']}" if "drafts" in row else ""
+            if "decoder_calls" in row["contract"]:
+                calls += f" + {row['contract']['decoder_calls']} of its decoder"
             print(f"--- {row['subject']}, temperature {row['contract']['temperature']:g}{calls}")
             for number, draft in enumerate(drafts, 1):
                 print(f"{number:4}: {draft}")
@@ -56,8 +58,8 @@ def sample(args: Any, command: list[str]) -> None:
 
 def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
     """For every number of steps and temperature."""
-    if args.confidence is not None or args.guidance != 1:
-        raise ValueError(f"{name} refines windows: leave --confidence and --guidance out, and set --steps")
+    if args.confidence is not None:
+        raise ValueError(f"{name} refines windows: leave --confidence out, and set --steps")
     run, rows = load_flow(name), []
     room = run.model.config.length
     if args.prompt is not None:

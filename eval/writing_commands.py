@@ -59,8 +59,12 @@ def sample(argv: list[str]) -> None:
         """flow language models trained with noise by token: steps between the starts of two tokens, default 0, all at once"""
         order: Literal["left-to-right", "right-to-left", "random"] | None = None
         """with --delay: which tokens start first, default left-to-right"""
+        decoder: Literal["softmax", "contextual"] | None = None
+        """flow language models: each token from its own softmax, or by the decoder that was trained along, default where there
+        is one"""
         guidance: float = 1.0
-        """images: classifier-free guidance; 1 is none"""
+        """images, and flow language models whose prompts were dropped now and then: classifier-free guidance, at twice the calls;
+        1 is none"""
         label: int | None = None
         """images: one class, default all in turn"""
         score: bool = False

@@ -54,11 +54,17 @@ def pieces_of(tokenizer: Any, own: Any) -> tuple[list[list[int]], bool]:
 
 def principal(vectors: Tensor, size: int) -> Tensor:
     """(V, h) → (V, size), centred, along the directions of largest variance, the largest first."""
+    mean, directions = principal_directions(vectors, size)
+    return (vectors.double() - mean) @ directions
+
+
+def principal_directions(vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The mean, (h,), and orthonormal directions, (h, size), float64."""
     centred = vectors.double() - vectors.double().mean(0)
     _, directions = torch.linalg.eigh(centred.T @ centred)
     directions = directions.flip(1)[:, :size]
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    return centred @ (directions * largest.sign())
+    return vectors.double().mean(0), directions * largest.sign()
 
 
 def read(model: Any, pieces: list[list[int]], states: States, rows: int = 512) -> Tensor:

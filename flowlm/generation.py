@@ -2,6 +2,7 @@
 
     model.generate(prompt_ids, num_steps=4, do_sample=True)
     model.generate(prompt_ids, block_length=8, num_steps=2)                 of a model of blocks, up to its end token
+    model.generate(prompt_ids, guidance=2.0, num_steps=8)                   of a model whose prompts were dropped now and then
     model.generate(window_ids, known=mask, num_steps=4)                     infilling: mask is True where ids stand
     model.generate(prompt_ids, streamer=TextDiffusionStreamer(tokenizer))   drafts as they are refined
 
@@ -40,10 +41,12 @@ class FlowGenerationConfig(GenerationConfig):
     temperature, top_k, top_p: of that last softmax; without do_sample its likeliest tokens. max_new_tokens: of the window
     behind the last known token, default all of it. What only some models have, None being what the model was trained for:
     self_conditioning, two passes of the network a step; block_length, tokens of a block; delay and order, steps between the
-    starts of two tokens that have times of their own, 0 being all at once."""
+    starts of two tokens that have times of their own, 0 being all at once; decoder, softmax or contextual, of whose laws
+    do_sample, temperature, top_k and top_p are then; guidance w, away from what it would write without the prompt, at twice the
+    calls, 1 being none."""
 
     samplers: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
-    extras: ClassVar[tuple[str, ...]] = ("self_conditioning", "block_length", "delay", "order")
+    extras: ClassVar[tuple[str, ...]] = ("self_conditioning", "block_length", "delay", "order", "decoder", "guidance")
     """Options that only some models have: given on to `write` where they are not None."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -53,6 +56,8 @@ class FlowGenerationConfig(GenerationConfig):
         self.block_length: int | None = kwargs.pop("block_length", None)
         self.delay: int | None = kwargs.pop("delay", None)
         self.order: Order | None = kwargs.pop("order", None)
+        self.decoder: str | None = kwargs.pop("decoder", None)
+        self.guidance: float | None = kwargs.pop("guidance", None)
         super().__init__(**kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
@@ -66,6 +71,8 @@ class FlowGenerationConfig(GenerationConfig):
             raise ValueError(
                 f"delay {self.delay!r}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}"
             )
+        if self.guidance is not None and not self.guidance >= 0:
+            raise ValueError(f"guidance {self.guidance!r} must be a number of 0 or above; 1 is none")
         super().validate(*args, **kwargs)
         if foreign := sorted(
             n for n in FlowGenerationConfig.extras if getattr(self, n) is not None and n not in self.extras
@@ -95,12 +102,14 @@ class FlowGenerationConfig(GenerationConfig):
 @dataclass
 class FlowOutput(ModelOutput):
     """sequences: (batch, length), known tokens included, padded behind each row's end. tokens_per_forward: new tokens of
-    all rows over the network calls that each of them took part in. nfe: those of the row that took most, num_steps a block
-    for most samplers: what stands before a block is read in the first of them."""
+    all rows over the network calls that each of them took part in, a decoder's own included. nfe: calls of the map by the row
+    that took most, num_steps a block for most samplers: what stands before a block is read in the first of them.
+    decoder_calls: of a contextual decoder, a small network's; a row's, apart from nfe."""
 
     sequences: Tensor | None = None
     tokens_per_forward: float | None = None
     nfe: int | None = None
+    decoder_calls: int | None = None
 
 
 class FlowGenerationMixin:
@@ -166,8 +175,11 @@ class FlowGenerationMixin:
             streamer.end()
         if not config.return_dict_in_generate:
             return sequences
-        new, calls = int((kept & ~given.at[:, :end]).sum()), max(1, int(out.calls.sum()))
-        return FlowOutput(sequences=sequences, tokens_per_forward=new / calls, nfe=out.nfe)
+        calls = max(1, int((out.calls + out.decoder_calls).sum()))
+        per_call = int((kept & ~given.at[:, :end]).sum()) / calls
+        return FlowOutput(
+            sequences=sequences, tokens_per_forward=per_call, nfe=out.nfe, decoder_calls=out.decoder_calls
+        )
 
     def canvas(self, ids: Tensor | None, known: Tensor | None, rows: int) -> Known:
         """The window with what is known in it, so many times each row."""

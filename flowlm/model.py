@@ -1,5 +1,6 @@
 """A flow language model as a transformers model: codes of tokens, the shared backbone, the two-time map around it."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,8 +8,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from flowlm.blocks import cut_to_blocks
+from flowlm.contextual_codes import ContextualCodes, build_encoder
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
+from flowlm.latent_map import LatentMap
 from flowlm.pyramid import Order
+from flowlm.rounding import DECODERS, Rounding
 from flowlm.token_map import Known, TokenContext, TokenMap
 from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
@@ -36,19 +40,25 @@ class WindowConfig(PreTrainedConfig):
 
 
 class FlowLMConfig(WindowConfig):
-    """codebook: sphere and table too; state_size: of a table's codes too, whose length is √d, as long as the noise. path:
-    linear, cosine, slerp. prior: add the matched filter to the logits; t_min: the least time that was trained.
+    """codebook: sphere, table and contextual too; state_size: of a table's codes too, whose length is √d, as long as the noise.
+    encoder: of contextual codes, its configuration. path: linear, cosine, slerp. noise_scale: ν. prior: add the matched filter to the logits; t_min: the least time that was trained.
     self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input.
-    noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it."""
+    noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it.
+    rounding: the depth, width, … of a decoder that writes by `rounding`; none: tokens are drawn from the map's softmax.
+    prompt_dropout: the share of samples that were shown nothing of what is known, without which there is no guidance."""
 
     model_type = "leaplm-flow"
 
+    encoder: dict[str, Any] | None = None
     path: str = "linear"
+    noise_scale: float | int = 1
     prior: bool = False
     t_min: float | int = 1e-3
     self_conditioning: float | int = 0
     noise: str = "sample"
     causal: bool = False
+    rounding: dict[str, Any] | None = None
+    prompt_dropout: float | int = 0
 
 
 class FlowLM(PreTrainedModel, FlowGenerationMixin):
@@ -62,7 +72,13 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         super().__init__(config)
         check_path(config)
         check_loop(config)
-        codebook = make_codebook(config.codebook, config.vocab_size, config.state_size)
+        contextual = config.codebook == "contextual"
+        if contextual:
+            check_contextual(config)
+            encoder = build_encoder(config.encoder or {})
+            codebook: Codebook = ContextualCodes(encoder, config.vocab_size, config.state_size)
+        else:
+            codebook = make_codebook(config.codebook, config.vocab_size, config.state_size)
         fields: dict[str, Any] = {
             "positions": "rope",
             "read_bias": 1.0,
@@ -72,14 +88,17 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         backbone = Backbone(
             BackboneConfig(
                 state_size=codebook.state_size,
-                output_size=config.vocab_size,
+                output_size=config.vocab_size + contextual * codebook.state_size,
                 max_positions=config.length,
                 **fields,
             )
         )
         scale = config.vocab_size**-0.5 if isinstance(codebook, OneHot) else 1.0  # of one coordinate of a code
-        path = TOKEN_PATHS[config.path]()
-        self.map = TokenMap(backbone, path, codebook, scale, config.prior, config.t_min, config.causal)
+        path = TOKEN_PATHS[config.path](config.noise_scale)
+        kind = LatentMap if contextual else TokenMap
+        self.map: TokenMap = kind(backbone, path, codebook, scale, config.prior, config.t_min, config.causal)
+        if config.rounding is not None:
+            self.map.rounding = Rounding(make_decoder(backbone.config, config.rounding))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -93,24 +112,42 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
 
     def write(
         self, known: Known, rng: Rng, *, end: int | None = None, block_length: int | None = None, delay: int | None = None,
-        order: Order | None = None, self_conditioning: bool | None = None, **how: Any,
+        order: Order | None = None, self_conditioning: bool | None = None, decoder: str | None = None,
+        guidance: float | None = None, **how: Any,
     ) -> Written:  # fmt: skip
         """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
-        was trained for. self_conditioning: default, if the model was trained so. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
+        was trained for. self_conditioning: default, if the model was trained so. decoder: of
+        DECODERS, default contextual where the model has one. guidance: of a model whose prompts were dropped now and then. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
         config, delay, order = self.config, delay or 0, order or "left-to-right"
         if delay and config.noise != "token":
             raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
         if config.causal and order != "left-to-right":
             raise ValueError(f"order {order}: a causal network writes from left to right")
+        if guidance not in (None, 1) and not config.prompt_dropout:
+            raise ValueError(
+                f"guidance {guidance}: this model was never trained with its prompts dropped, leave it out"
+            )
         size, known = cut_to_blocks(known, config.block_lengths, block_length, end)
         twice = config.self_conditioning > 0 if self_conditioning is None else self_conditioning
         how |= {
             "self_conditioning": twice,
             "delay": delay,
             "order": order,
+            "guidance": 1.0 if guidance is None else guidance,
+            "decoder": self.decoder(decoder, delay),
             "block": size if config.block_lengths else None,
         }
         return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
+
+    def decoder(self, asked: str | None, delay: int = 0) -> str:
+        """The one that writes. delay: tokens that start apart are drawn as they arrive, each from its softmax."""
+        has = self.map.rounding is not None
+        if asked not in (None, *DECODERS):
+            raise ValueError(f"unknown decoder {asked!r}: known are {', '.join(DECODERS)}")
+        if asked == "contextual" and (not has or delay):
+            why = f"delay {delay} draws tokens as they arrive" if delay else "this model was trained without it"
+            raise ValueError(f"decoder contextual: {why}, take softmax")
+        return asked or ("contextual" if has and not delay else "softmax")
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""
@@ -127,6 +164,10 @@ def check_loop(config: FlowLMConfig) -> None:
             raise ValueError(f"block length {block} does not divide a window of {config.length}: {fitting} do")
     if config.noise == "block" and not config.block_lengths:
         raise ValueError("a time for each block needs block lengths")
+    if config.rounding is not None and config.block_lengths:
+        raise ValueError("the contextual decoder reads whole windows: leave block lengths out, or the decoder")
+    if config.prompt_dropout and config.block_lengths:
+        raise ValueError("prompt dropout is of whole windows: what stands before a block is always shown")
     if config.causal and config.block_lengths:
         raise ValueError("causal and block lengths exclude each other: blocks of 1 are read from left to right")
 
@@ -136,10 +177,34 @@ def check_path(config: FlowLMConfig) -> None:
         raise ValueError(f"unknown path {config.path!r}: known are {', '.join(TOKEN_PATHS)}")
     if config.codebook == "sphere" and config.path != "slerp":
         raise ValueError(f"codebook sphere walks along great circles, not a {config.path} path: set the path slerp")
+    if config.path == "slerp" and config.noise_scale != 1:
+        raise ValueError(
+            f"noise_scale {config.noise_scale}: on the path slerp noise is as long as the codes, leave it at 1"
+        )
     if config.codebook == "one-hot" and config.path == "slerp":
         raise ValueError(
             "path slerp joins codes as long as the noise, and one-hot codes are not: set the codebook sphere"
         )
+
+
+def check_contextual(config: FlowLMConfig) -> None:
+    """Codes without a table: what has no meaning for them."""
+    if not config.encoder:
+        raise ValueError("codebook contextual needs an encoder: its configuration in `encoder`")
+    if config.prior:
+        raise ValueError(
+            "codebook contextual has no matched filter, which compares with a table of codes: leave prior out"
+        )
+    if config.path == "slerp" or config.block_lengths or config.noise != "sample" or config.rounding or config.causal:
+        raise ValueError(
+            "codebook contextual is of whole windows with one time on the linear or cosine path, read in decode mode: leave path "
+            "slerp, block lengths, noise by block or token, causal and the contextual decoder out"
+        )
+
+
+def make_decoder(like: BackboneConfig, fields: dict[str, Any]) -> Backbone:
+    """The backbone of a decoder: as the map's, with these fields of its own."""
+    return Backbone(replace(like, **{"self_conditioning": True, **fields}))
 
 
 def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
@@ -152,7 +217,7 @@ def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
         return Table(torch.zeros(size, state_size))
     if kind in ("embedding", "sphere"):
         return Embedding(size, state_size, norm=state_size**0.5)
-    raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table")
+    raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table, contextual")
 
 
 AutoConfig.register(FlowLMConfig.model_type, FlowLMConfig)

@@ -10,7 +10,7 @@ logits that leave no doubt: no loss, no likelihood and no noise fall on it, what
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ CERTAIN = 1e9
 """Nats between a known token and any other: finite, so that 0 · log 0 is 0."""
 
 
-Reader = Callable[[Tensor], Tensor]
-"""(B, n) tokens → their codes as the backbone reads clean states, (B, n, d)."""
+Reader = Callable[..., Tensor]
+"""(B, n) tokens, and where they are known, (B, n) bool, default everywhere → their codes as the backbone reads clean states,
+(B, n, d)."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +61,39 @@ class TokenContext(Protocol):
 
 @dataclass(frozen=True)
 class Known:
-    """tokens: (B, N); at: (B, N) bool, where they are known. The others are not looked at."""
+    """tokens: (B, N); at: (B, N) bool, where they are known. The others are not looked at. hidden: (B, N) bool, places whose
+    known tokens the network is not shown, zeros standing there, though no doubt is left of them: a prompt that is dropped;
+    None: nowhere."""
 
     tokens: Tensor
     at: Tensor
+    hidden: Tensor | None = None
 
     def __getitem__(self, rows: Any) -> "Known":
-        return Known(self.tokens[rows], self.at[rows])
+        return Known(self.tokens[rows], self.at[rows], None if self.hidden is None else self.hidden[rows])
 
     def to(self, device: torch.device) -> "Known":
-        return Known(self.tokens.to(device), self.at.to(device))
+        hidden = None if self.hidden is None else self.hidden.to(device)
+        return Known(self.tokens.to(device), self.at.to(device), hidden)
 
     @property
     def known(self) -> "Known":
         return self
 
     def knowing(self, known: "Known") -> "Known":
-        return known
+        return replace(known, hidden=self.hidden)
+
+    def without(self) -> "Known":
+        """The same with nothing of it shown."""
+        return replace(self, hidden=self.at)
 
     def lay_out(self, seen: Layout, read: Reader) -> Layout:
-        x = torch.where(self.at[..., None], read(self.tokens).to(seen.x), seen.x)
-        return replace(seen, x=x, clean=self.at)
+        shown = self.at if self.hidden is None else self.at & ~self.hidden
+        x, told = torch.where(shown[..., None], read(self.tokens, shown).to(seen.x), seen.x), seen.self_cond
+        if self.hidden is not None:
+            blind = (self.at & self.hidden)[..., None]
+            x, told = x.masked_fill(blind, 0.0), None if told is None else told.masked_fill(blind, 0.0)
+        return replace(seen, x=x, self_cond=told, clean=self.at)
 
     def settle(self, logits: Tensor) -> Tensor:
         sure = -CERTAIN * (torch.arange(logits.shape[-1], device=logits.device) != self.tokens[..., None])
@@ -93,10 +106,13 @@ class TokenMap(FlowMap):
 
     prior: add the matched filter, what x_t says of a token by itself (math.md §4): right where tokens are independent, and
     where they are not a base that the network has first to unlearn. t_min: the least time at which the filter, which grows as 1/σ², is taken as it stands. causal: no
-    state of a window looks at those behind it."""
+    state of a window looks at those behind it. rounding: a decoder of finished states, where one is trained along."""
 
     network: Backbone
     prior_share: Tensor | None
+    rounding: Any
+    finishes: ClassVar[bool] = False
+    """Whether tokens are read in a pass of their own, off states that are finished."""
 
     def __init__(
         self, network: Backbone, path: Path, codebook: Codebook, data_scale: float, prior: bool = False, t_min: float = 1e-3,
@@ -104,6 +120,7 @@ class TokenMap(FlowMap):
     ) -> None:  # fmt: skip
         super().__init__(network, path, data_scale=data_scale, codebook=codebook)
         self.prior, self.t_min, self.causal = prior, t_min, causal
+        self.rounding = None
         self.register_buffer("prior_share", None)
 
     def ramp_prior(self) -> None:
@@ -114,23 +131,29 @@ class TokenMap(FlowMap):
         self, x_t: Tensor, t: Tensor, s: Tensor, context: TokenContext | None = None, self_cond: Tensor | None = None
     ) -> Tensor:
         """(B, N, V) in fp32 or better. t, s: (B,), or (B, N) of each token."""
+        logits = self.answer(x_t, t, s, context, self_cond)
+        if self.prior:
+            own = self.path.prior_logits(self.codebook, x_t, t.clamp_min(self.t_min))
+            logits = logits + (own if self.prior_share is None else self.prior_share * own)
+        return logits if context is None else context.settle(logits)
+
+    def answer(
+        self, x_t: Tensor, t: Tensor, s: Tensor, context: TokenContext | None, self_cond: Tensor | None
+    ) -> Tensor:
+        """What the network says of the map's own states, in fp32 or better."""
         length = x_t.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool, device=x_t.device).tril() if self.causal else None
         told = None if self_cond is None else (self_cond / self.data_scale).to(x_t)
         seen = Layout(self._scaled(x_t, t), t, s, told, mask=mask)
         if context is not None:
             seen = context.lay_out(seen, self.clean_states)
-        logits = in_full(
+        return in_full(
             self.network(
                 seen.x, seen.t, seen.s, mask=seen.mask, cache=seen.cache, self_cond=seen.self_cond, clean=seen.clean,
                 places=seen.places,
             )
         )[:, -length:]  # fmt: skip
-        if self.prior:
-            own = self.path.prior_logits(self.codebook, x_t, t.clamp_min(self.t_min))
-            logits = logits + (own if self.prior_share is None else self.prior_share * own)
-        return logits if context is None else context.settle(logits)
 
-    def clean_states(self, tokens: Tensor) -> Tensor:
+    def clean_states(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         """As the network reads them; what is scored moves codes, not what is read."""
         return self.codebook.encode(tokens).detach() / self.data_scale

@@ -3,7 +3,9 @@
     z ~ N(0, ν²I),   x_{i+1} = X_{t_i→t_{i+1}}(x_i),   token ~ p_{t_{n−1}→0}(x_{n−1})         (math.md §5, sampler NLL)
 
 With n steps the sampler makes the first n − 1, down to t = 1/n, and the softmax read there is the last: a two-time map
-is told s = 0, a sampler of the local flow (euler, heun, ddim, ddpm) reads its own p_{t→t}. A window is written as a whole,
+is told s = 0, a sampler of the local flow (euler, heun, ddim, ddpm) reads its own p_{t→t}. A contextual decoder is given
+where the last jump lands instead, x̂ = g of that softmax, and writes by `rounding`: as many calls of the map, and a call of its
+own a token; so is a map whose codes have no table, which reads tokens there in one call more (`latent_map`). A window is written as a whole,
 or block after block, each behind the tokens of those before it (`blocks`); all tokens at once, or each some steps after the
 one before (`pyramid`).
 """
@@ -38,11 +40,13 @@ APART = ("pushforward", "ddim")
 class Written:
     """tokens: (batch, length), known ones included. log_q: (batch, length) nats of each under the law it was drawn from
     *given the noise*, 0 where it was known: no score of the text. calls: (batch,) network calls of each row; what stands
-    before a block is read in the first call that refines it. nfe: calls of the row that took most."""
+    before a block is read in the first call that refines it. nfe: calls of the row that took most. decoder_calls: of a decoder
+    apart from the map, the same for every row."""
 
     tokens: Tensor
     log_q: Tensor
     calls: Tensor
+    decoder_calls: int = 0
 
     @property
     def nfe(self) -> int:
@@ -50,20 +54,36 @@ class Written:
 
 
 class Draft(Guided):
-    """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate."""
+    """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate. guidance w: the samplers walk by
+    g_0 + w·(g_c − g_0), g_0 where nothing that is known is shown, and tokens are drawn from p ∝ p_0^{1−w} p_c^w."""
 
-    def __init__(self, model: TokenMap | TwoPass, context: TokenContext | None, watch: Watcher | None) -> None:
-        super().__init__(model, context)
-        self.passes, self.watch = getattr(model, "passes", 1), watch
+    def __init__(
+        self, model: TokenMap | TwoPass, context: TokenContext | None, watch: Watcher | None, guidance: float = 1.0
+    ) -> None:
+        super().__init__(
+            model, context, None if guidance == 1 or context is None else context.known.without(), guidance
+        )
+        self.passes, self.finishes = getattr(model, "passes", 1), getattr(model, "finishes", False)
+        self.watch, self.decoder_calls = watch, 0
 
     @torch.no_grad()
     def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         """(batch, length, V)."""
+        return self.mixed(*self.answers(x, t, s, copies))
+
+    def answers(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> list[Tensor]:
+        """Logits of every branch."""
         self.count(copies * self.passes)
-        z = self.model.logits(x, t, s, self.repeated(self.context, len(x), copies))
+        z = [self.model.logits(x, t, s, context) for context in self.branches(len(x), copies)]
         if self.watch is not None:
-            self.watch(z.argmax(-1))
+            self.watch(self.mixed(*z).argmax(-1))
         return z
+
+    def know(self, known: Known) -> None:
+        """From now on, of the map's own states."""
+        self.context = self.context.knowing(known)
+        if self.without is not None:
+            self.without = self.without.knowing(known)
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         return self.path.secant(x, self.heading(x, t, s, copies), t)
@@ -73,19 +93,39 @@ class Draft(Guided):
 
     def heading(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         """g."""
-        return self.path.expected(self.model.codebook, self.logits(x, t, s, copies), x).to(x.dtype)
+        if self.finishes:
+            self.count(copies * self.passes)
+            with torch.no_grad():
+                ends = [self.model.endpoint(x, t, s, context) for context in self.branches(len(x), copies)]
+            return self.mixed(*ends).to(x.dtype)
+        return self.ends(self.answers(x, t, s, copies), x)
+
+    def ends(self, answers: list[Tensor], x: Tensor) -> Tensor:
+        """g of the logits of every branch."""
+        return self.mixed(*(self.path.expected(self.model.codebook, z, x).to(x.dtype) for z in answers))
+
+    @torch.no_grad()
+    def read(self, landed: Tensor) -> Tensor:
+        """Logits of finished states, (batch, length, V), in one pass whatever the others are made of."""
+        self.count(1)
+        model, now = getattr(self.model, "model", self.model), landed.new_zeros(len(landed))
+        z = self.mixed(*(model.logits(landed, now, now, context) for context in self.branches(len(landed))))
+        if self.watch is not None:
+            self.watch(z.argmax(-1))
+        return z
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """From noise to the tokens of a window or a block. warp: of the last softmax. delay: steps between the starts of two
-    tokens, in this order; 0: all at once."""
+    """From noise to the tokens of a window or a block. warp: of the last softmax, or of the decoder's. delay: steps between the
+    starts of two tokens, in this order; 0: all at once. decoder: of `rounding.DECODERS`."""
 
     steps: int = 1
     sampler: str = "pushforward"
     warp: Warp = field(default_factory=Warp)
     delay: int = 0
     order: Order = "left-to-right"
+    decoder: str = "softmax"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -105,17 +145,33 @@ class Refinement:
         uniform = rng.uniform("token", *like.shape[:2]).to(x)
         if self.delay:
             return write_apart(draft, x, uniform, rng, self)
+        if self.decoder == "contextual":
+            return self.round(draft, draft.heading(*self.approach(draft, x, rng)), uniform)
+        if draft.finishes:
+            return self.warp.draw(draft.read(draft.heading(*self.approach(draft, x, rng))), uniform)
         return self.warp.draw(self.last_logits(draft, x, rng), uniform)
+
+    def round(self, draft: Draft, landed: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """landed: (rows, n, state size), x̂."""
+        model, known = draft.model, draft.context.known if draft.context is not None else nothing(landed)
+        states = landed / model.data_scale
+        tokens, log_q, calls = model.rounding.write(states, known, model.clean_states, self.warp, uniform)
+        draft.decoder_calls += calls
+        return tokens, log_q
 
     def last_logits(self, draft: Draft, z: Tensor, rng: Rng) -> Tensor:
         """Those that the tokens are drawn from where all start at once, (rows, n, V). z: noise, (rows, n, state size). rng: of
         samplers that draw more on the way."""
+        return draft.logits(*self.approach(draft, z, rng))
+
+    def approach(self, draft: Draft, z: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the last call is made: the state, its time, and what is told of the time it lands at."""
         times = uniform_times(self.steps)
         if self.steps > 1:
             advance: Any = SAMPLERS[self.sampler]
             z = advance(draft, z, times[:-1], **({"rng": rng} if self.sampler in STOCHASTIC else {})).x
         t = times[-2].to(z).expand(len(z))
-        return draft.logits(z, t, self.aim(t, torch.zeros_like(t)))
+        return z, t, self.aim(t, torch.zeros_like(t))
 
     def aim(self, t: Tensor, s: Tensor) -> Tensor:
         """What the network is told of the time it lands at."""
@@ -132,29 +188,34 @@ def write(
     sampler: str = "pushforward",
     warp: Warp | None = None,
     self_conditioning: bool = False,
+    guidance: float = 1.0,
     watch: Watcher | None = None,
     delay: int = 0,
     order: Order = "left-to-right",
+    decoder: str = "softmax",
     block: int | None = None,
     ends: Sequence[int] = (),
     told: Watcher | None = None,
     cached: bool = True,
 ) -> Written:
-    """like: (batch, length, state size), whose shape, place and type the states have. The next five as in `Refinement`.
+    """like: (batch, length, state size), whose shape, place and type the states have. The next five, delay, order and decoder as in `Refinement`;
+    guidance as in `Draft`.
     block: tokens of a block; None: the window is refined as a whole. The rest is for blocks, as in `write_blocks`.
     watch: hears at every call of the network the likeliest tokens, of the window as far as it has been come to."""
     if self_conditioning and model.network.read_self is None:
         raise ValueError("this network was built without self_conditioning: leave it out")
-    how = Refinement(steps, sampler, warp or Warp(), delay, order)
+    how = Refinement(steps, sampler, warp or Warp(), delay, order, decoder)
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
     asked: Any = TwoPass(model) if self_conditioning else model
+    if guidance != 1 and block is not None:
+        raise ValueError(f"guidance {guidance}: what stands before a block is always shown, leave it out for blocks")
     if block is None:
-        draft = Draft(asked, nothing(like) if known is None and delay else known, watch)
+        draft = Draft(asked, nothing(like) if known is None and (delay or guidance != 1) else known, watch, guidance)
         tokens, log_q = how(draft, like, rng)
         if told is not None:
             told(tokens)
-        return Written(tokens, log_q, torch.full((len(like),), draft.nfe))
+        return Written(tokens, log_q, torch.full((len(like),), draft.nfe), draft.decoder_calls)
 
     def refine(context: Blocks, rows: Tensor, here: slice, own: Rng) -> tuple[Tensor, Tensor, int]:
         draft = Draft(asked, context, behind(context, watch))

@@ -114,6 +114,23 @@ class Backbone(nn.Module):
         `get_seq_length`; its states stand before these. self_cond: an estimate of x_0, like x. clean: (B, N) bool, states
         at time 0 whatever t says, as a prefix's are. places: (N,) int64, where the states stand, from 0; default one
         after the other behind the cache. → (B, N, output_size)."""
+        told: Any = {"mask": mask, "cache": cache, "self_cond": self_cond, "clean": clean, "places": places}
+        return self.write(self.features(x, t, s, context, **told))
+
+    def features(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        context: Context | None = None,
+        *,
+        mask: Tensor | None = None,
+        cache: Any = None,
+        self_cond: Tensor | None = None,
+        clean: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """What its last layer reads, (B, N, width)."""
         context = context or Context()
         h = self.read(x)
         if self_cond is not None:
@@ -139,7 +156,7 @@ class Backbone(nn.Module):
         for block in self.blocks:
             h = block(h, condition, mask, cache, turn)
         shift, scale = condition.through(self.modulate).chunk(2, -1)
-        return self.write(self.norm(h) * (1 + scale) + shift)[:, num_prefix:]
+        return (self.norm(h) * (1 + scale) + shift)[:, num_prefix:]
 
     def _condition(self, t: Tensor, s: Tensor, context: Context) -> "Condition":
         """Times and what the context says to all states alike or to each."""

@@ -41,11 +41,16 @@ class Guided:
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
         """copies: rows of x stand for so many times of each sample."""
         self.count(copies)
-        v = self.model.velocity(x, t, s, self.repeated(self.context, len(x), copies)).to(x.dtype)
-        if self.guidance == 1:
-            return v
-        base = self.model.velocity(x, t, s, self.repeated(self.without, len(x), copies)).to(x.dtype)
-        return base + self.guidance * (v - base)
+        return self.mixed(*(self.model.velocity(x, t, s, c).to(x.dtype) for c in self.branches(len(x), copies)))
+
+    def branches(self, rows: int, copies: int = 1) -> list[Any]:
+        """The contexts of a call: with the condition, and under guidance without it too."""
+        asked = [self.context] if self.guidance == 1 else [self.context, self.without]
+        return [self.repeated(context, rows, copies) for context in asked]
+
+    def mixed(self, told: Tensor, base: Tensor | None = None) -> Tensor:
+        """v_0 + w·(v_c − v_0) of what the branches said."""
+        return told if base is None else base + self.guidance * (told - base)
 
     def count(self, copies: int) -> None:
         """One more round of calls."""

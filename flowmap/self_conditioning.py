@@ -8,6 +8,7 @@ with a share of the samples only has the path without it as well, at half the pr
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,19 +33,21 @@ class TwoPass:
 
     def logits(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
         """As the map's own. Tangents of forward mode go through the first pass in any case."""
+        return self._ask(self.model.logits, x_t, t, s, context)
+
+    def _ask(self, ask: Callable[..., Tensor], x_t: Tensor, t: Tensor, s: Tensor, context: Any) -> Tensor:
         rows = None if self.told is None else torch.nonzero(self.told)[:, 0]
         if rows is not None and not len(rows):
-            return self.model.logits(x_t, t, s, context)
+            return ask(x_t, t, s, context)
         asked = (x_t, t, context) if rows is None else (x_t[rows], t[rows], None if context is None else context[rows])
         with contextlib.nullcontext() if self.through else torch.no_grad():
-            first = self.model.logits(asked[0], asked[1], asked[1], asked[2])
-            guess = self.model.path.expected(self.model.codebook, first, asked[0])
+            guess = self.model.endpoint(asked[0], asked[1], asked[1], asked[2])
         if rows is not None:
             guess = placed(guess, rows, x_t)
-        return self.model.logits(x_t, t, s, context, self_cond=guess)
+        return ask(x_t, t, s, context, self_cond=guess)
 
     def endpoint(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
-        return self.model.path.expected(self.model.codebook, self.logits(x_t, t, s, context), x_t)
+        return self._ask(self.model.endpoint, x_t, t, s, context)
 
     def velocity(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
         return self.model.path.secant(x_t, self.endpoint(x_t, t, s, context), t)

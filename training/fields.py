@@ -184,7 +184,7 @@ class FlowConfig:
     name: str = "flow"
     """what records call it, the preset's name"""
     objective: str = "kl-psd"
-    """cross-entropy, endpoint, vlb: the denoiser alone; kl-psd, trajectory, esd, lsd, categorical, imm, energy: the few-step map
+    """cross-entropy, endpoint, vlb: the denoiser alone; decoded: that of contextual codes; kl-psd, trajectory, esd, lsd, categorical, imm, energy: the few-step map
     too; the baselines autoregressive and masked (diffusion), which have tokens for states"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
     """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point, times (uniform,
@@ -196,12 +196,14 @@ class FlowConfig:
     """a run whose frozen denoiser is learned from in the place of the text's tokens (objectives with a few-step part)"""
     project: bool = False
     """take out of the few-step loss's gradient what goes against the denoiser's"""
-    codebook: Literal["one-hot", "embedding", "sphere", "bits", "table"] = "one-hot"
-    """what a token's state is; sphere: learned codes on great circles, with path slerp; table: an encoder's, frozen"""
+    codebook: Literal["one-hot", "embedding", "sphere", "bits", "table", "contextual"] = "one-hot"
+    """what a token's state is; sphere: learned codes on great circles, with path slerp; table: an encoder's, frozen; contextual:
+    what an encoder makes of it in its whole window, frozen, with objective decoded"""
     state_size: Count = 32
     """of learned codes, and of an encoder's after PCA"""
     encoder: str | None = None
-    """table: the transformers model that gives the codes, by name or path"""
+    """table: the transformers model that gives the codes, by name or path; contextual: of this run's tokens, or a run of a trunk
+    or of masked diffusion"""
     encoder_states: Literal["input", "hidden"] = "input"
     """table: of its input embedding, or what it makes of each token alone"""
     prior: bool = False
@@ -210,8 +212,12 @@ class FlowConfig:
     """prior: share of the steps over which it is brought in"""
     path: Literal["linear", "cosine", "slerp"] = "linear"
     """between code and noise; slerp: on the sphere, for cross-entropy and jumps"""
+    noise_scale: Size = 1.0
+    """deviation of the noise"""
     prompts: Annotated[float, Field(ge=0, le=1)] = 0.0
     """text: share of the windows that begin with a known stretch of any length"""
+    prompt_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """share of the windows whose known tokens are not shown, for guidance"""
     block_lengths: list[Count] = field(default_factory=list)
     """write a window block after block, each behind the tokens of those before it: one model for blocks of these lengths,
     which divide the window; none: it is written as a whole"""
@@ -219,6 +225,12 @@ class FlowConfig:
     """what has a time of its own in training; token: tokens may be written one some steps after the other"""
     causal: bool = False
     """without blocks: no token looks at those behind it"""
+    decoder: Literal["softmax", "contextual"] = "softmax"
+    """how tokens are read off finished states; contextual: by a causal decoder of all of them, trained along"""
+    decoder_depth: Count = 2
+    """contextual: of that decoder, as wide as the map"""
+    decoder_latest: Share = 1.0
+    """contextual: the latest time at which the last jump starts that it learns to read; 1 over the number of steps"""
     width: Count = 128
     depth: Count = 4
     heads: Count = 4

@@ -14,13 +14,14 @@ from flowlm.discrete.model import (
 from flowlm.model import FlowLM, FlowLMConfig
 from flowmap.objectives import Objective
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES
+from flowmap.objectives.tokens.decoded import DecodedEndpoint
 from training.fields import FlowConfig
 
 BACKBONE = ("width", "depth", "heads", "positions", "time_scale", "use_s", "attention")
 CLOCKS = ("running", "gumbel", "learned")
 """Laws of time that learn."""
 OBJECTIVES: dict[str, type[Objective]] = {
-    **TOKEN_OBJECTIVES, "autoregressive": Autoregressive, "masked": MaskedDiffusion,
+    **TOKEN_OBJECTIVES, "decoded": DecodedEndpoint, "autoregressive": Autoregressive, "masked": MaskedDiffusion,
 }  # fmt: skip
 
 
@@ -38,6 +39,12 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
         name: getattr(objective, name, none) for name, none in (("t_min", 1e-3), ("self_conditioning", 0.0))
     }
     own |= {"block_lengths": plan.block_lengths or None, "noise": plan.noise, "causal": plan.causal}
+    own["rounding"] = {"depth": plan.decoder_depth} if plan.decoder == "contextual" else None
+    own |= {"noise_scale": plan.noise_scale, "prompt_dropout": plan.prompt_dropout}
+    if (plan.codebook == "contextual") != isinstance(objective, DecodedEndpoint):
+        raise ValueError(
+            "flow.codebook contextual and flow.objective decoded go together: other losses look codes up in a table"
+        )
     return FlowLM(FlowLMConfig(path=plan.path, prior=plan.prior, **own, **common))
 
 
@@ -71,9 +78,15 @@ def _refuse_paths(plan: FlowConfig) -> None:
             f"{plan.objective} has blocks with a time each, flow.block_lengths and flow.noise block together, or none; "
             "flow.causal is of flows"
         )
-    if plan.codebook in ("sphere", "table"):
+    if plan.codebook in ("sphere", "table", "contextual"):
         raise ValueError(f"flow.codebook {plan.codebook} is of flows: {plan.objective} has one-hot, embedding and bits")
-    if plan.prior or plan.path != "linear":
+    if plan.prompt_dropout:
+        raise ValueError(f"flow.prompt_dropout is for the guidance of flows, {plan.objective} has none: leave it out")
+    if plan.decoder != "softmax":
+        raise ValueError(
+            f"flow.decoder {plan.decoder} reads the states of flows: {plan.objective} has tokens, leave it out"
+        )
+    if plan.prior or plan.path != "linear" or plan.noise_scale != 1:
         raise ValueError(
             f"flow.prior and flow.path are of states with noise: {plan.objective} has tokens, leave them out"
         )

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flowlm.encoder_codes import encoder_codes
+from flowlm.rounding import WithRounding
 from flowmap.clocks import Gumbel, Monotone, Running
 from flowmap.rng import Rng
 from flowmap.schedule import DecodeError
@@ -18,11 +19,15 @@ from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
 from training.data.flow_windows import FlowWindows
 from training.data.windows import TextWindows
+from training.flow_encoder import load_encoder
 from training.flow_models import OBJECTIVES, check_noise, make_model
 from training.flow_start import begin_with, teach_from
 from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
 from training.objectives import TIMES, build_objective
 from training.task import Task
+
+FITTED = 8
+"""Batches that an encoder's directions are fitted on."""
 
 
 def build(config: RunConfig, accelerator: Accelerator) -> Task:
@@ -37,20 +42,28 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     objective = build_objective("flow", plan, OBJECTIVES, _laws(plan, len(tokenizer)))
     check_noise(plan, objective)
     torch.manual_seed(config.seed)  # so that the network starts the same under every objective
+    if (plan.codebook in ("table", "contextual")) != (plan.encoder is not None):
+        raise ValueError(
+            f"flow.codebook {plan.codebook}: table and contextual go together with flow.encoder, whose codes they hold: give both or neither"
+        )
+    encoder = load_encoder(plan.encoder, tokenizer) if plan.codebook == "contextual" and plan.encoder else None
     model = make_model(
         plan, objective, vocab_size=len(tokenizer), length=train.source.length, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+        **({} if encoder is None else {"encoder": encoder.config}),
     )  # fmt: skip
-    if (plan.codebook == "table") != (plan.encoder is not None):
-        raise ValueError(
-            "flow.codebook table and flow.encoder, whose codes it holds, go together: give both or neither"
-        )
-    if plan.encoder is not None:
+    if encoder is not None:
+        model.map.codebook.encoder.load_state_dict(encoder.weights.state_dict())
+        rows = torch.arange(config.training.batch_size)
+        model.map.codebook.fit(torch.cat([train.batch(n, rows).tokens for n in range(FITTED)]))
+    elif plan.encoder is not None:
         model.map.codebook.table.copy_(encoder_codes(plan.encoder, tokenizer, plan.state_size, plan.encoder_states))
     if plan.start:
         begin_with(model, plan.start, tokenizer)
     if plan.teacher:
         teach_from(objective, plan.teacher, model, tokenizer, accelerator.device)
+    if plan.decoder == "contextual":
+        objective = WithRounding(objective, plan.decoder_latest)
     ramp = round(plan.prior_ramp * config.training.steps) if plan.prior else 0
     if ramp:
         model.map.ramp_prior()
@@ -81,7 +94,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
 
 def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
     """Those of images and those that learn where tokens are decided; for one-hot codes it is known."""
-    path = TOKEN_PATHS[plan.path]()
+    path = TOKEN_PATHS[plan.path](plan.noise_scale)
     laws: dict[str, Any] = {**TIMES, "running": Running}
     if plan.path == "slerp":  # what follows looks at signal and noise
         return laws
@@ -97,7 +110,11 @@ def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
 
 def _data(config: RunConfig, plan: FlowConfig, quiet: bool) -> tuple[Any, FlowWindows, list[Any], dict[str, Any]]:
     size, suite = config.training.batch_size, suite_of(config)
-    loop: dict[str, Any] = {"block_lengths": tuple(plan.block_lengths), "noise": plan.noise}
+    loop: dict[str, Any] = {
+        "block_lengths": tuple(plan.block_lengths), "noise": plan.noise, "prompt_dropout": plan.prompt_dropout,
+    }  # fmt: skip
+    if plan.prompt_dropout and not suite and not plan.prompts:
+        raise ValueError("flow.prompt_dropout hides known tokens, and text has none: set flow.prompts too")
     if suite:
         tokenizer = suite_tokenizer(config, suite)
         rows = case_rows(encode_suite(suite, tokenizer), 0, size, config.seed)

@@ -1,5 +1,6 @@
 """`leaplm probe`: one table as it goes, records, and a page with heat maps."""
 
+import argparse
 from typing import Any
 
 from eval.flow import load_flow, samplings
@@ -16,6 +17,7 @@ from eval.validity.probe import Probe, probe
 from eval.validity.suites import Suite, load_suite
 from eval.validity.ways import Way
 from flowlm import MODEL_TYPES
+from flowlm.rounding import DECODERS
 from flowmap.warp import Warp
 
 MOST_OPEN = 2000
@@ -58,6 +60,8 @@ def run(args: Any, command: list[str]) -> None:
 
 def _probes(name: str, suite: Suite, args: Any) -> list[Probe]:
     """One for each decoder."""
+    if foreign := [decoder for decoder in args.decoder if decoder in DECODERS]:
+        raise ValueError(f"--decoder {foreign[0]}: {name} is no flow language model")
     run, warp = load_run(name), Warp(args.temperature, args.top_p)
     how: dict[str, Any] = {"num": args.num, "batch": args.batch, "warp": warp, "seed": args.seed, "block": args.block}
     ways = [Way(decoder, args.verify, args.ending) for decoder in args.decoder]
@@ -65,18 +69,23 @@ def _probes(name: str, suite: Suite, args: Any) -> list[Probe]:
 
 
 def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
-    """One for each number of steps."""
-    if (args.decoder, args.verify, args.ending) != (("joint",), None, "token"):
-        raise ValueError(f"{name} writes windows: leave --decoder, --verify and --ending out")
+    """One for each decoder and number of steps."""
+    decoders = [None] if args.decoder == ("joint",) else args.decoder
+    if not {*decoders} <= {None, *DECODERS} or (args.verify, args.ending) != (None, "token"):
+        raise ValueError(
+            f"{name} writes windows: leave --verify and --ending out, and of --decoder take {' or '.join(DECODERS)}"
+        )
     run, warp = load_flow(name), Warp(args.temperature, args.top_p)
-    how = samplings(run, args.steps, args.sampler, warp, args.seed, args)
+    asked = [argparse.Namespace(**{**vars(args), "decoder": decoder}) for decoder in decoders]
+    how = [each for one in asked for each in samplings(run, args.steps, args.sampler, warp, args.seed, one)]
     return [probe_flow(run, suite, each, num=args.num, batch=args.batch) for each in how]
 
 
 def _steps(done: Probe) -> list[str]:
     contract = done.records[0]["contract"]
     if "sampler" in contract:
-        return [f"{contract['sampler']}, nfe {contract['nfe']}"]
+        decoder = f" + {contract['decoder_calls']} of its decoder" if "decoder_calls" in contract else ""
+        return [f"{contract['sampler']}, nfe {contract['nfe']}{decoder}"]
     return [] if contract["verify"] == "none" else [f"({contract['verify']}, {contract['trunk_passes']} passes)"]
 
 
@@ -106,7 +115,7 @@ def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
     usual = {
         "decoder": ("joint",), "verify": None, "ending": "token", "temperature": 1.0, "top_p": 1.0, "block": None,
-        "sampler": None, "steps": (1, 2, 4), "self_conditioning": None, "delay": None, "order": None,
+        "sampler": None, "steps": (1, 2, 4), "self_conditioning": None, "delay": None, "order": None, "guidance": 1.0,
     }  # fmt: skip
     changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
     for name in {"steps", "decoder"} & set(changed):

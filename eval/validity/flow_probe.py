@@ -16,12 +16,10 @@ def probe_flow(run: FlowRun, suite: Suite, how: Sampling, *, num: int = 20_000, 
     per_prompt = max(1, num // len(suite.laws))
     prompts = [prompt for prompt in suite.prompts for _ in range(per_prompt)]
     counts: dict[str, Counter] = {prompt: Counter() for prompt in suite.prompts}
-    nfe = 0
     for rows in write_all(run, [encoded.starts[prompt] for prompt in prompts], how, batch):
-        nfe = rows.nfe
         for prompt, text in zip(prompts[rows.which], rows.texts, strict=True):
             counts[prompt][_answer(run, text, encoded.closed, encoded.longest)] += 1
-    contract = how.contract(run, nfe, batch) | {"end_token": encoded.closed}
+    contract = how.contract(run, rows, batch) | {"end_token": encoded.closed}
     contract["one_block"] = contract.get("block", run.model.config.length) == run.model.config.length
     common: dict[str, Any] = {
         "on": suite.name, "subject": run.subject, "run": run.name, "train_seed": run.train_seed, "contract": contract,

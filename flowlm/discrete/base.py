@@ -37,7 +37,7 @@ class DiscreteMap(nn.Module):
             self.network(seen.x, seen.t, seen.s, mask=seen.mask, cache=seen.cache, clean=seen.clean, places=seen.places)
         )[:, -ids.shape[1] :]
 
-    def clean_states(self, tokens: Tensor) -> Tensor:
+    def clean_states(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         return self.codebook.encode(tokens) / self.code_scale
 
 

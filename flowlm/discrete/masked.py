@@ -38,6 +38,13 @@ class MaskedMap(DiscreteMap):
         x_t = seen(x_t, context)
         return Known(x_t, x_t != self.blank).settle(self.denoise(x_t, t, context))
 
+    def features(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
+        """What the network makes of whole windows, (B, N, width), as of an encoder. at: where tokens are known, blanks stand
+        elsewhere; None: everywhere."""
+        ids = tokens if at is None else tokens.masked_fill(~at, self.blank)
+        now = torch.zeros(len(ids), device=ids.device)
+        return self.network.features(self.clean_states(ids), now, now)
+
     def denoise(self, x_t: Tensor, t: Tensor, context: TokenContext | None = None) -> Tensor:
         """The same before anything is carried over: what it says of places that are not blank means nothing."""
         return self.read(x_t, t if self.time_conditioning else torch.zeros_like(t), context)

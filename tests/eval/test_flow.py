@@ -146,3 +146,41 @@ def test_written_tokens_are_the_vocabularys(runs):
     (rows,) = write_all(run, [[0]] * 3, Sampling(1, "ddpm"), 8, drafts=True)
     assert torch.tensor(rows.texts).shape == (3, 5) and torch.tensor(rows.drafts).shape == (1, 3, 5)
     assert torch.tensor(rows.texts).max() < len(run.tokenizer)
+
+
+def test_decoders_by_command(runs, tmp_path, capsys):
+    """The calls of the map and those of the decoder stand apart in every record; what has none refuses."""
+    tiny = {"flow__width": 16, "flow__depth": 1, "flow__heads": 2, "training__steps": 6, **SMALL}
+    train(
+        override(load_preset("flow-poker-codar"), training__batch_size=16, flow__prompt_dropout=0.2, **tiny),
+        tmp_path / "run",
+        build,
+        quiet=True,
+    )
+    run, out = str(tmp_path / "run"), tmp_path / "p.json"
+    how = ["--suite", "poker", "--steps", "2", "--num", "40", "--json", str(out)]
+    found = []
+    for words in ([], ["--decoder", "softmax", "contextual"]):
+        assert leaplm.main(["probe", run, *how, *words]) == 0
+        rows = [
+            r
+            for r in json.loads(out.read_text())["results"]
+            if r["metric"] == "validity" and r["subject"] == "flow-poker-codar"
+        ]
+        found += [
+            (r["contract"]["nfe"], r["contract"].get("decoder_calls"), r["contract"].get("decoder")) for r in rows
+        ]
+    assert found == [(2, 2, "contextual"), (2, None, "softmax"), (2, 2, "contextual")]
+    assert leaplm.main(["sample", run, "--num", "1", "--steps", "2", "--decoder", "contextual"]) == 0
+    assert "nfe 2 + 2 of its decoder" in capsys.readouterr().out
+    assert leaplm.main(["probe", run, *how, "--guidance", "2"]) == 0
+    guided = json.loads(out.read_text())["results"][0]["contract"]
+    assert (guided["nfe"], guided["decoder_calls"], guided["guidance"]) == (4, 2, 2.0)
+    assert leaplm.main(["sample", run, "--num", "1", "--steps", "2", "--guidance", "2"]) == 0
+    assert "nfe 4 + 2 of its decoder" in capsys.readouterr().out
+    for argv, what in (
+        (["probe", str(runs / "poker"), *how, "--decoder", "contextual"], "trained without it"),
+        (["sample", str(runs / "poker"), "--guidance", "2"], "never trained with its prompts dropped"),
+        (["probe", run, *how, "--decoder", "verified"], "of --decoder take softmax or contextual"),
+    ):
+        assert leaplm.main(argv) == 2 and what in capsys.readouterr().err

@@ -157,3 +157,13 @@ def test_what_does_not_apply_is_one_line(runs, words, what, capsys):
     assert leaplm.main(["perplexity", str(runs / "poker"), *words]) == 2
     error = capsys.readouterr().err
     assert what in error and error.count("\n") == 1
+
+
+def test_codes_that_have_no_table_have_no_bound():
+    from types import SimpleNamespace
+
+    from eval.flow_perplexity import asked_as_trained
+    from tests.flowlm.test_latent_map import build as contextual
+
+    with pytest.raises(ValueError, match="elf walks through codes that depend on the whole window"):
+        asked_as_trained(SimpleNamespace(name="elf", model=contextual()))

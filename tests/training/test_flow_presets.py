@@ -41,10 +41,12 @@ def earlier(tiny, tmp_path_factory):
 def test_every_preset_of_characters_trains_and_writes(name, tiny, earlier, tmp_path):
     config = override(load_preset(name), **tiny)
     assert config.flow.name == name
-    for part in ("start", "teacher"):
+    for part in ("start", "teacher", "encoder"):
         if default := getattr(config.flow, part):
             assert default.startswith("runs/flow-")
             setattr(config.flow, part, earlier(default.removeprefix("runs/")))
+    if config.flow.encoder:
+        config.flow.state_size = 8  # of the 16 of this small encoder
     assert train(config, tmp_path / "run", build, quiet=True)["loss"] > 0
     model = AutoModel.from_pretrained(model_folder(tmp_path / "run"), dtype=torch.float32)
     out = model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=8, return_dict_in_generate=True)

@@ -38,6 +38,7 @@ KINDS = {
         "flow__codebook": "embedding",
     },
     "tokens": {"flow__noise": "token", "flow__causal": True},
+    "decoder": {"flow__decoder": "contextual", "flow__decoder_depth": 1, "flow__options": {"teacher_decay": 0.9}},
     "text": {"data__suite": None, "data__length": 12, "flow__prompts": 0.5, "tokenizer__kind": "bpe"},
 }  # fmt: skip
 
@@ -72,7 +73,7 @@ def test_a_run_stopped_between_checkpoints_ends_bit_identical(config, tmp_path, 
     stopped(lambda: train(config(kind), tmp_path / "broken", build, quiet=True))
     train(config(kind), tmp_path / "broken", build, quiet=True)
     whole, broken = state(tmp_path / "whole"), state(tmp_path / "broken")
-    for part in ("trainable", *(["teacher"] if kind == "teacher" else [])):
+    for part in ("trainable", *(["teacher"] if kind in ("teacher", "decoder") else [])):
         assert_equal(whole[part], broken[part])
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
 
@@ -87,7 +88,7 @@ def test_a_killed_process_started_again_ends_bit_identical(config, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 
-@pytest.mark.parametrize("kind", ["teacher", "projected"])
+@pytest.mark.parametrize("kind", ["teacher", "projected", "decoder"])
 def test_two_processes_give_the_parameters_of_one(config, tmp_path, kind):
     train(config(kind), tmp_path / "one", build, quiet=True)
     preset = write_preset(tmp_path / "p.yaml", {**TINY, **KINDS[kind]}, extends="flow-poker")
@@ -96,6 +97,24 @@ def test_two_processes_give_the_parameters_of_one(config, tmp_path, kind):
     assert process.returncode == 0, output
     assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
     assert_equal(state(tmp_path / "one")["trainable"], state(tmp_path / "two")["trainable"], 5e-5)
+
+
+@pytest.mark.parametrize("preset", ["flow-block-brackets-8", "flow-forcing-brackets-8"])
+def test_two_processes_draw_the_blocks_and_the_times_of_one(tmp_path, preset):
+    """Lengths of blocks and the times of blocks and tokens are a sample's, whichever process has it."""
+    settings = override(load_preset(preset), **TINY)
+    train(settings, tmp_path / "one", build, quiet=True)
+    written = write_preset(tmp_path / "p.yaml", TINY, extends=preset)
+    process = launch([written, "--run-dir", str(tmp_path / "two")], processes=2)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
+    one, two = state(tmp_path / "one"), state(tmp_path / "two")
+    assert_equal(one["trainable"], two["trainable"], 5e-5)
+    fresh = {name: part.clone() for name, part in built(settings).model.state_dict().items()}
+    assert any((fresh[name] - part).abs().max() > 1e-3 for name, part in one["trainable"].items())
+    for (step, split, loss), other in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert other[:2] == (step, split) and other[2] == pytest.approx(loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["suite", "two passes", "text"])
@@ -204,6 +223,52 @@ def encoder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def small_runs(tmp_path_factory):
+    """A trunk and a masked diffusion model of the suite's words, trained here."""
+    folder, tiny = tmp_path_factory.mktemp("small"), {"training__steps": 4, "training__batch_size": 8, **SMALL}
+    masked = {**TINY, "flow__objective": "masked", "flow__codebook": "embedding"}
+    settings = override(load_preset("flow-poker"), **masked)
+    settings.flow.options.clear()
+    train(settings, folder / "masked", build, quiet=True)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    trunk = override(load_preset("poker"), trunk__config=sizes, head__name=None, **tiny)
+    train(trunk, folder / "trunk", build, quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["masked", "trunk"])
+def test_codes_of_an_encoder_trained_here_survive_a_stop_and_never_move(config, small_runs, tmp_path, kind):
+    more = {"flow__objective": "decoded", "flow__codebook": "contextual", "flow__encoder": str(small_runs / kind)}
+    settings = config(**more, flow__noise_scale=2.0)
+    settings.flow.options = {"self_conditioning": 0.5}
+    final = train(settings, tmp_path / "whole", build, quiet=True)
+    assert {"endpoint", "cross_entropy"} <= set(final)
+    stopped(lambda: train(settings, tmp_path / "broken", build, quiet=True))
+    train(settings, tmp_path / "broken", build, quiet=True)
+    whole, broken = state(tmp_path / "whole"), state(tmp_path / "broken")
+    assert_equal(whole["trainable"], broken["trainable"])
+    model = AutoModel.from_pretrained(model_folder(tmp_path / "whole"))
+    fresh = built(settings).model.codebook
+    assert_equal(model.map.codebook.state_dict(), fresh.state_dict())
+    tokens = torch.tensor([[0, 3, 4, 5, 6, 7]])
+    assert torch.equal(model.map.codebook.encode(tokens), fresh.encode(tokens)) and fresh.encode(tokens).std() > 0.1
+    out = model.generate(tokens[:, :2], num_steps=2, sampler="ddim", return_dict_in_generate=True)
+    assert out.sequences.shape == (1, 6) and out.nfe == 5
+
+
+def test_encoders_that_cannot_serve_are_one_line(config, encoder, earlier, tmp_path):
+    for name, what in (
+        (encoder, "has other tokens than this run"),
+        (earlier, "is leaplm-flow: take a run of a trunk or of masked diffusion"),
+        (str(tmp_path), "no run directory"),
+    ):
+        settings = config(flow__objective="decoded", flow__codebook="contextual", flow__encoder=name)
+        settings.flow.options.clear()
+        with pytest.raises(ValueError, match=what):
+            train(settings, tmp_path / "run", build, quiet=True)
+
+
 PRIOR = {"flow__prior": True, "flow__prior_ramp": 0.5, "training__steps": 20}
 
 
@@ -253,6 +318,31 @@ def test_the_filter_comes_in_over_the_ramp_and_is_whole_behind_it(config):
     assert at_once.model.prior_share is None
 
 
+def test_prompts_are_dropped_as_often_as_asked_and_what_is_scored_stays(config, tmp_path):
+    def batch(kind, **more):
+        return built(config(kind, **more)).train.batch(0, torch.arange(400))
+
+    for kind in ("suite", "text"):
+        plain, some = batch(kind), batch(kind, flow__prompt_dropout=0.25)
+        assert plain.context.hidden is None and torch.equal(some.scored, plain.scored)
+        assert torch.equal(some.context.at, plain.context.at)
+        told = some.context.at.any(1)
+        hidden = some.context.hidden[told]
+        assert (hidden.any(1) == (hidden == some.context.at[told]).all(1)).all()  # all of a prompt, or nothing
+        assert 0.17 < hidden.any(1).float().mean() < 0.33
+    settings = config(flow__prompt_dropout=0.25)
+    train(settings, tmp_path / "run", build, quiet=True)
+    model = AutoModel.from_pretrained(model_folder(tmp_path / "run"))
+    out = model.generate(torch.tensor([[0, 3]]), guidance=2.0, num_steps=2, return_dict_in_generate=True)
+    assert out.nfe == 4
+    for more, what in (
+        ({"kind": "text", "flow__prompts": 0.0}, "set flow.prompts too"),
+        ({"kind": "blocks"}, "always shown"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            built(config(flow__prompt_dropout=0.25, **more))
+
+
 def test_block_lengths_are_drawn_for_each_sample_and_levels_follow_them(config):
     def batch(rows, **more):
         from accelerate import Accelerator
@@ -279,6 +369,10 @@ def test_wrong_options_are_one_line(config, tmp_path):
         settings = config("tokens", flow__objective="vlb")
         settings.flow.options.clear()
         train(settings, tmp_path / "run", build, quiet=True)
+    with pytest.raises(ValueError, match="objective decoded go together"):
+        settings = config(flow__objective="decoded")
+        settings.flow.options.clear()
+        train(settings, tmp_path / "run", build, quiet=True)
     for more, what in (
         ({"flow__objective": "leap"}, "known are cross-entropy"),
         ({"flow__options": {"boundry": 1}}, "no option 'boundry'"),
@@ -292,11 +386,14 @@ def test_wrong_options_are_one_line(config, tmp_path):
         ),
         ({"flow__options": {"low_discrepancy": 2}}, "true or false"),
         ({"flow__codebook": "table"}, "give both or neither"),
+        ({"flow__codebook": "contextual"}, "give both or neither"),
+        ({"flow__noise_scale": 2.0, "flow__codebook": "sphere", "flow__path": "slerp"}, "leave it at 1"),
         ({"flow__codebook": "sphere"}, "set the path slerp"),
         ({"flow__options": {"diagonal": "x"}}, "must be a number"),
         ({"head__name": "independent"}, "exclude each other"),
         ({"flow__block_lengths": [4]}, r"4 does not divide a window of 6: \[1, 2, 3, 6\] do"),
         ({"flow__noise": "block"}, "needs block lengths"),
+        ({"flow__decoder": "contextual", "flow__block_lengths": [3]}, "reads whole windows"),
     ):
         with pytest.raises(ValueError, match=what):
             train(config(**more), tmp_path / "run", build, quiet=True)

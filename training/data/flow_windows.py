@@ -19,13 +19,14 @@ class FlowWindows:
     """source: rows of one length, nothing behind them to look at. end: the token that stands behind a text's end. prompts:
     of text, the share of the windows that begin with a known stretch, each length alike. A suite's prompts are always
     known. block_lengths: each window is cut into blocks of one of these, all alike likely; none: it is not cut. noise: what
-    has a time of its own, a sample, a block or a token."""
+    has a time of its own, a sample, a block or a token. prompt_dropout: the share of the windows whose known tokens are not shown."""
 
     source: CaseRows | TextWindows
     end: int
     prompts: float = 0.0
     block_lengths: tuple[int, ...] = ()
     noise: str = "sample"
+    prompt_dropout: float = 0.0
 
     def batch(self, step: int, samples: Tensor) -> TokenStates:
         rng = Rng(self.source.seed, samples, step)
@@ -38,7 +39,11 @@ class FlowWindows:
             at = ~batch.scored[:, : batch.length] & (batch.document[:, : batch.length] >= 0)
         else:
             at = self._beginnings(rng, *tokens.shape)
-        known, place = Known(tokens, at), torch.arange(batch.length).expand_as(tokens)
+        dropped = (rng.uniform("prompt dropout", len(tokens)) < self.prompt_dropout)[:, None] & at
+        known, place = (
+            Known(tokens, at, dropped if self.prompt_dropout else None),
+            torch.arange(batch.length).expand_as(tokens),
+        )
         levels = place if self.noise == "token" else None
         if not self.block_lengths:
             return TokenStates(tokens, known if at.any() else None, ~at, levels)
