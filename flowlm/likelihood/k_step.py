@@ -3,7 +3,8 @@
     L_K = ½ Σ_{k=1..K} (S_k − S_{k−1}) E e²(S_{k−1}) + E CE(S_K),      0 = S_0 < S_1 < … < S_K                 (math.md §5)
 
 bounds −log P of the sampler z_k = z_{k−1} + (S_k − S_{k−1}) ĉ + √(S_k − S_{k−1}) ξ, y = z/√S (`laws.Ancestral`), which is a
-proper law for any network. K = 0 is the cross-entropy of independent tokens; K → ∞ the bound in continuous time. The grid is
+proper law for any network. K = 0 is the cross-entropy of independent tokens, exact where the network is shown z_0 = 0
+(`denoiser.FromZero`) and not noise; K → ∞ the bound in continuous time. The grid is
 fitted on training text: the best of a fine mesh, found exactly by dynamic programming.
 """
 
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flowlm.likelihood.curve import Curve
-from flowlm.likelihood.denoiser import Denoiser, check, passes
-from flowlm.likelihood.score import Score
-from flowlm.likelihood.terms import chunks, errors, scored_tokens
+from flowlm.likelihood.denoiser import Denoiser, FromZero, check, passes
+from flowlm.likelihood.score import Kind, Score
+from flowlm.likelihood.terms import chunks, errors, num_parts, scored_tokens
 from flowmap.objectives.tokens import TokenStates
 from flowmap.rng import Rng
 
@@ -54,12 +55,13 @@ def k_step(
     for part in chunks(model, states, rng, draws):
         where = part.draw.cpu(), part.row.cpu()
         for k, snr in enumerate(grid):
-            at = snr.to(part.row.device).expand(part.row.shape)
-            apart, unread = errors(model, part.states, at, part.rng, f"step-{k}")
+            at = snr.to(part.row.device).expand(len(part.row), num_parts(states))
+            apart, unread = (e.sum(1) for e in errors(model, part.states, at, part.rng, f"step-{k}"))
             last = k == len(grid) - 1
             found[where] += (unread if last else apart * (grid[k + 1] - snr).to(apart) / 2).cpu()
     nfe = draws * len(grid) * passes(model)
-    return Score.of({"steps": found}, scored_tokens(states), "bound", nfe, grid=grid.tolist())
+    kind: Kind = "exact" if isinstance(model, FromZero) and len(grid) == 1 else "bound"
+    return Score.of({"steps": found}, scored_tokens(states), kind, nfe, grid=grid.tolist())
 
 
 def _read_off(at: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
