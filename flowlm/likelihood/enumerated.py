@@ -29,7 +29,9 @@ def enumerated(
     """answers: (A, N) tokens. context: one row, of all of them, and so no blocks, which stand behind a text each. scored: (N,) bool, the tokens that are counted. draws: of the
     noise, 50 at least."""
     if isinstance(context, Blocks):
-        raise ValueError("answers in blocks stand behind text of their own, which no noise can share: score them by importance")
+        raise ValueError(
+            "answers in blocks stand behind text of their own, which no noise can share: score them by importance"
+        )
     check(law.model, answers, context)
     if draws < GROUPS:
         raise ValueError(f"{draws} draws of the noise: {GROUPS} at least, for the error of their mean")
@@ -59,7 +61,9 @@ def of_draws(log_p: Tensor, tokens: Tensor, nfe: float, shared: bool, **details:
     nats = math.log(draws) - log_p.logsumexp(0)
     groups = min(GROUPS, draws)
     sums = torch.stack([part.logsumexp(0) for part in log_p.tensor_split(groups)])
-    held = torch.tensor([len(part) for part in torch.arange(draws).tensor_split(groups)], dtype=torch.float64)[:, None, None]
+    held = torch.tensor([len(part) for part in torch.arange(draws).tensor_split(groups)], dtype=torch.float64)[
+        :, None, None
+    ]
     share = (sums - log_p.logsumexp(0)).exp().clamp(max=1 - 1e-12)
     without = nats - torch.log1p(-share) - math.log(draws) + (draws - held).log()  # −log of the others' mean
     pseudo = groups * nats - (groups - 1) * without

@@ -46,7 +46,13 @@ def importance(
     size = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
     nfe = draws * law.nfe + 2 * steps * passes(law.model)
     return of_draws(
-        log_w, tokens, nfe, shared=False, inflation=inflation, effective_sample_size=float(size[_unknown(states) > 0].mean()), **bounds
+        log_w,
+        tokens,
+        nfe,
+        shared=False,
+        inflation=inflation,
+        effective_sample_size=float(size[_unknown(states) > 0].mean()),
+        **bounds,
     )
 
 

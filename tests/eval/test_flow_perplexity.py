@@ -13,7 +13,6 @@ from eval.flow import load_flow
 from eval.flow_perplexity import Estimators, Request, joined, together
 from eval.flow_text import freed, scored_text
 from flowlm.likelihood import FewStep, enumerated
-from flowlm.token_map import Known
 from tests.training.harness import SMALL
 from training.config import load_preset, override
 from training.loop import train
@@ -113,7 +112,7 @@ def test_a_run_that_has_seen_the_answer_is_not_and_the_exit_code_says_so(runs, c
 
 def test_one_position_is_freed_and_the_rest_is_known(runs):
     text = scored_text(load_flow(str(runs / "poker")), None, "text", "validation", 10, 10)
-    strings = freed(text.states, 12, Known)
+    strings = freed(text.states, 12)
     assert strings.tokens.shape[0] == 12 and (strings.scored.sum(1) == 1).all()
     place = int(strings.scored[0].nonzero()[0])
     assert strings.tokens[:, place].tolist() == list(range(12)) and bool(text.states.scored[0, place])
@@ -151,6 +150,7 @@ def test_prompts_share_their_noise_and_rows_keep_their_order(runs):
         (["--calls", "2"], "6 at least"),
         (["--estimator", "sampler", "--steps", "0"], "1 at least"),
         (["--fit", "0"], "1 or above"),
+        (["--block", "2"], "trained on whole windows"),
     ],
 )
 def test_what_does_not_apply_is_one_line(runs, words, what, capsys):
