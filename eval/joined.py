@@ -14,6 +14,7 @@ from eval.pictures import Point, bars, plot
 from eval.records import read_records, seeds_mean
 from eval.report import Sample, Section, write_report
 from eval.samples import read_samples
+from eval.surface import surface_sections
 
 Records = list[dict[str, Any]]
 MOST_SAMPLES = 24
@@ -45,6 +46,7 @@ def run(args: Any, command: list[str]) -> None:
     sections = [
         *_side_by_side(records),
         *_speed_against_quality(records),
+        *surface_sections(records),
         *_nll_against_block(records),
         *_validity(records),
         *_training(curves),
