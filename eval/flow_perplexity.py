@@ -85,6 +85,8 @@ def block_lengths(run: FlowRun, asked: Sequence[int] | None) -> list[int | None]
 def estimator_of(run: FlowRun, name: str | None) -> str:
     """What was asked for where the model has it, by default its first."""
     own = ESTIMATOR.get(run.model.config.model_type)
+    if name is None and getattr(run.model.config, "grids", None):
+        return "k-step"
     if name in (None, own) or (own is None and name not in ESTIMATOR.values()):
         return name or own or "vlb"
     raise ValueError(f"--estimator {name}: {run.name} has {own or 'vlb, k-step, ode and sampler'}")
@@ -129,15 +131,35 @@ class Estimators:
         if asked.estimator == "vlb":
             clock = fit_clock(self.map, self.training, self._on_device(self.rng), self.curve)
             yield Made(vlb(self.map, states, rng, clock, asked.calls))
-        for steps in asked.steps if asked.estimator != "vlb" else ():
+        for steps in self._numbers_of_steps():
             if asked.estimator == "k-step":
                 draws = max(2, asked.calls // (steps + 1))
-                yield Made(k_step(self.map, states, rng, fit_grid(self.curve, steps), draws), steps, steps + 1)
+                grid, told = self._grid(steps)
+                yield Made(k_step(self.map, states, rng, grid, draws, told=told), steps, steps + 1, told)
             elif asked.estimator == "ode":
                 end = float(self.curve.edges[self.curve.end(ODE_SLACK)])
                 yield Made(ode(self.map, states, rng, end, steps, draws=2))
             else:
                 yield self._sampler(states, rng, steps, listed)
+
+    def _numbers_of_steps(self) -> Sequence[int]:
+        """What was asked for; of a map that was trained for some numbers of steps alone, those of them."""
+        if self.asked.estimator == "vlb":
+            return ()
+        grids = getattr(self.run.model.config, "grids", None)
+        if self.asked.estimator != "k-step" or not grids:
+            return self.asked.steps
+        if not (found := [steps for steps in self.asked.steps if str(steps) in grids]):
+            told = ", ".join(grids)
+            raise ValueError(f"--steps {self.asked.steps[0]}: {self.run.name} was trained for {told} ancestral steps")
+        return found
+
+    def _grid(self, steps: int) -> tuple[Tensor, bool]:
+        """S of so many steps, and whether the network is told where each lands: as it was trained, or fitted here."""
+        grids = getattr(self.run.model.config, "grids", None)
+        if grids:
+            return torch.tensor(grids[str(steps)], dtype=torch.float64), True
+        return fit_grid(self.curve, steps), False
 
     def _sampler(self, states: TokenStates, rng: Rng, steps: int, listed: bool) -> Made:
         law = FewStep(self.map, steps, self.asked.sampler)

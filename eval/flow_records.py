@@ -33,11 +33,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Made:
-    """steps, nfe: of the sampler that is scored, where it is one; of each block, if there are."""
+    """steps, nfe: of the sampler that is scored, where it is one; of each block, if there are. told: its network hears where
+    each step lands."""
 
     score: Score
     steps: int | None = None
     nfe: int | None = None
+    told: bool = False
 
 
 def flow_records(run: FlowRun, made: Made, text: Scored, asked: Request) -> list[dict[str, Any]]:
@@ -58,6 +60,7 @@ def flow_records(run: FlowRun, made: Made, text: Scored, asked: Request) -> list
         **({"sampler": asked.sampler} if asked.estimator == "sampler" else {}),
         **({} if asked.block is None else {"block": asked.block, "num_blocks": text.blocks}),
         **({"state": "zero"} if asked.from_zero else {}),
+        **({"told": True} if made.told else {}),
     }  # fmt: skip
     common: dict[str, Any] = {
         "on": text.on, "subject": run.subject, "kind": score.kind, "n": int(text.tokens.sum()), "split": text.split, "run": run.name,

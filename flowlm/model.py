@@ -13,6 +13,7 @@ from flowlm.token_map import Known, TokenContext, TokenMap
 from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.codebook import Bits, Codebook, Embedding, OneHot, Table
+from flowmap.objectives.tokens.ancestral import snr_time
 from flowmap.rng import Rng
 from flowmap.sphere import TOKEN_PATHS
 
@@ -39,7 +40,8 @@ class FlowLMConfig(WindowConfig):
     """codebook: sphere and table too; state_size: of a table's codes too, whose length is √d, as long as the noise. path:
     linear, cosine, slerp. prior: add the matched filter to the logits; t_min: the least time that was trained.
     self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input.
-    noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it."""
+    noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it.
+    grids: K → S of the ancestral steps that it was trained to make, told where each lands."""
 
     model_type = "leaplm-flow"
 
@@ -49,6 +51,7 @@ class FlowLMConfig(WindowConfig):
     self_conditioning: float | int = 0
     noise: str = "sample"
     causal: bool = False
+    grids: dict[str, list[float]] | None = None
 
 
 class FlowLM(PreTrainedModel, FlowGenerationMixin):
@@ -110,7 +113,20 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             "order": order,
             "block": size if config.block_lengths else None,
         }
+        if config.grids and how.get("sampler") == "ancestral":
+            how["times"] = self.trained_times(how.get("steps", 1))
         return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
+
+    def trained_times(self, steps: int) -> tuple[float, ...]:
+        """Those at which so many calls, the last of them reading tokens, were trained."""
+        grids = self.config.grids or {}
+        if str(steps - 1) not in grids:
+            calls = ", ".join(str(int(k) + 1) for k in grids)
+            raise ValueError(
+                f"{steps} steps: the ancestral sampler of this model was trained for {calls}, the draw counted"
+            )
+        snr = torch.tensor(grids[str(steps - 1)], dtype=torch.float64)
+        return tuple(snr_time(self.map.path, snr).tolist())
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""

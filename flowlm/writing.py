@@ -79,13 +79,14 @@ class Draft(Guided):
 @dataclass(frozen=True)
 class Refinement:
     """From noise to the tokens of a window or a block. warp: of the last softmax. delay: steps between the starts of two
-    tokens, in this order; 0: all at once."""
+    tokens, in this order; 0: all at once. times: falling from 1, one a step; default evenly spaced."""
 
     steps: int = 1
     sampler: str = "pushforward"
     warp: Warp = field(default_factory=Warp)
     delay: int = 0
     order: Order = "left-to-right"
+    times: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -96,6 +97,8 @@ class Refinement:
             raise ValueError(
                 f"delay {self.delay}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}"
             )
+        if self.times is not None and len(self.times) != self.steps:
+            raise ValueError(f"{len(self.times)} times for {self.steps} steps: one for each")
         if self.delay and self.sampler not in APART:
             raise ValueError(f"tokens that start apart are moved by {' or '.join(APART)}, not by {self.sampler}")
 
@@ -110,11 +113,11 @@ class Refinement:
     def last_logits(self, draft: Draft, z: Tensor, rng: Rng) -> Tensor:
         """Those that the tokens are drawn from where all start at once, (rows, n, V). z: noise, (rows, n, state size). rng: of
         samplers that draw more on the way."""
-        times = uniform_times(self.steps)
+        times = uniform_times(self.steps)[:-1] if self.times is None else torch.tensor(self.times, dtype=torch.float64)
         if self.steps > 1:
             advance: Any = SAMPLERS[self.sampler]
-            z = advance(draft, z, times[:-1], **({"rng": rng} if self.sampler in STOCHASTIC else {})).x
-        t = times[-2].to(z).expand(len(z))
+            z = advance(draft, z, times, **({"rng": rng} if self.sampler in STOCHASTIC else {})).x
+        t = times[-1].to(z).expand(len(z))
         return draft.logits(z, t, self.aim(t, torch.zeros_like(t)))
 
     def aim(self, t: Tensor, s: Tensor) -> Tensor:
@@ -135,17 +138,18 @@ def write(
     watch: Watcher | None = None,
     delay: int = 0,
     order: Order = "left-to-right",
+    times: tuple[float, ...] | None = None,
     block: int | None = None,
     ends: Sequence[int] = (),
     told: Watcher | None = None,
     cached: bool = True,
 ) -> Written:
-    """like: (batch, length, state size), whose shape, place and type the states have. The next five as in `Refinement`.
+    """like: (batch, length, state size), whose shape, place and type the states have. The next five and times as in `Refinement`.
     block: tokens of a block; None: the window is refined as a whole. The rest is for blocks, as in `write_blocks`.
     watch: hears at every call of the network the likeliest tokens, of the window as far as it has been come to."""
     if self_conditioning and model.network.read_self is None:
         raise ValueError("this network was built without self_conditioning: leave it out")
-    how = Refinement(steps, sampler, warp or Warp(), delay, order)
+    how = Refinement(steps, sampler, warp or Warp(), delay, order, times)
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
     asked: Any = TwoPass(model) if self_conditioning else model

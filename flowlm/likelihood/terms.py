@@ -40,15 +40,22 @@ def snr_of(path: Path, t: float) -> float:
 
 
 def errors(
-    model: Denoiser, states: TokenStates, snr: Tensor, rng: Rng, name: str, sign: float = 1.0
+    model: Denoiser,
+    states: TokenStates,
+    snr: Tensor,
+    rng: Rng,
+    name: str,
+    sign: float = 1.0,
+    lands: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(e², CE) of each part at its own S, (B, G) float64; one network call. snr: (B, G). sign: −1 for the same noise turned
-    round."""
+    round. lands: time s that the network is told; None: its own t."""
     clean = model.codebook.encode(states.tokens)
     t = time_of(model.path, snr).to(clean)
     t = t[:, 0] if states.levels is None else t.gather(1, states.levels)
     x_t = model.path.noise(clean, sign * model.path.draw_noise(rng, name, clean), t)
-    logits = model.logits(x_t, t, t, states.context)
+    s = t if lands is None else torch.full_like(t, lands)
+    logits = model.logits(x_t, t, s, states.context)
     apart = (clean - model.codebook.expected(logits)).square().sum(2)
     return of_parts(states, apart.double()), of_parts(states, each_cross_entropy(logits, states.tokens).double())
 

@@ -157,3 +157,21 @@ def test_what_does_not_apply_is_one_line(runs, words, what, capsys):
     assert leaplm.main(["perplexity", str(runs / "poker"), *words]) == 2
     error = capsys.readouterr().err
     assert what in error and error.count("\n") == 1
+
+
+def test_a_map_of_few_steps_is_scored_on_its_own_grid_and_told_where_it_lands(runs, tmp_path, capsys):
+    config = override(load_preset("flow-poker-k-step"), training__steps=60, flow__options={"num_steps": "1,4"}, **TINY)
+    train(config, runs / "few", build, quiet=True)
+    model = load_flow(str(runs / "few")).model
+    assert {k: len(grid) for k, grid in model.config.grids.items()} == {"1": 2, "4": 5}
+    found = [
+        r for r in records(runs, "few", tmp_path) if r["metric"] == "nll"
+    ]  # its own estimator, what it has of --steps
+    assert [(r["contract"]["estimator"], r["contract"]["steps"], r["contract"]["nfe"]) for r in found] == [
+        ("k-step", 1, 2),
+        ("k-step", 4, 5),
+    ]
+    assert all(r["contract"]["told"] and r["value"] > math.log(6) / 2 - 4 * r["stderr"] for r in found)
+    assert leaplm.main(["perplexity", str(runs / "few"), "--certify", "--steps", "1"]) == 0
+    assert leaplm.main(["perplexity", str(runs / "few"), "--steps", "3"]) == 2
+    assert "trained for 1, 4 ancestral steps" in capsys.readouterr().err
