@@ -1,24 +1,21 @@
 """`leaplm perplexity` of a flow language model: bounds and estimates, each with its two errors and its network calls."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from eval.baseline_likelihood import ESTIMATOR, score_windows
 from eval.certificate import Certificate, of_score
 from eval.flow import FlowRun
-from eval.flow_text import Scored, freed, scored_text
-from eval.likelihood import standard_error
-from eval.records import record
-from eval.tables import print_row
+from eval.flow_records import Made, Request, flow_records
+from eval.flow_text import freed, scored_text
 from flowlm.likelihood import (
     Curve,
     FewStep,
+    FromZero,
     Score,
     enumerated,
     fit_clock,
@@ -31,7 +28,6 @@ from flowlm.likelihood import (
     vlb,
 )
 from flowlm.likelihood.curve import CELLS
-from flowlm.token_map import Known
 from flowmap.objectives.tokens import TokenStates
 from flowmap.rng import Rng
 from flowmap.self_conditioning import TwoPass
@@ -45,48 +41,52 @@ ODE_SLACK = 2e-3
 
 
 @dataclass(frozen=True)
-class Request:
-    """steps: of the k-step bound, the flow, or the sampler. calls: of the network for each sequence (vlb, k-step, ode). draws:
-    of the sampler's noise."""
+class Certified:
+    """block: of models that write in blocks."""
 
-    estimator: str = "vlb"
-    steps: tuple[int, ...] = (1, 2, 4, 8)
-    calls: int = 16
-    draws: int = 4096
-    sampler: str = "pushforward"
-    seed: int = 0
+    certificate: Certificate
+    block: int | None
 
 
-@dataclass(frozen=True)
-class Made:
-    """steps, nfe: of the sampler that is scored, where it is one."""
-
-    score: Score
-    steps: int | None = None
-    nfe: int | None = None
-
-
-def measure_flow(run: FlowRun, args: Any) -> tuple[list[dict[str, Any]], Certificate | None]:
-    """All records of one run, and the certificate where it was asked for."""
+def measure_flow(run: FlowRun, args: Any) -> tuple[list[dict[str, Any]], list[Certified]]:
+    """All records of one run, or certificates where they were asked for: of each block length."""
     if args.length not in (None, run.model.config.length):
         raise ValueError(f"--length {args.length}: {run.name} is a law of windows of {run.model.config.length} tokens")
-    asked = Request(estimator_of(run, args.estimator), args.steps, args.calls, args.draws, args.sampler, args.seed)
-    text = scored_text(run, args.data, args.text_column, args.split, args.windows, args.fit)
-    estimator = Estimators(run, text.training, asked)
+    name = estimator_of(run, args.estimator)
+    if args.from_zero and name != "k-step":
+        raise ValueError(f"--from-zero: {name} shows the network no state of pure noise alone, k-step does")
     records: list[dict[str, Any]] = []
-    certificate = None
-    if args.certify:
-        strings = freed(text.states, run.model.config.vocab_size, Known)
-        certificate = estimator.certify(strings)
-    else:
-        for made in estimator.scores(text.states, text.weights is not None):
-            records += flow_records(run, made, text, asked)
-    return records, certificate
+    certified = []
+    for block in block_lengths(run, args.blocks):
+        asked = Request(name, args.steps, args.calls, args.draws, args.sampler, args.seed, args.from_zero, block)
+        text = scored_text(run, args.data, args.text_column, args.split, args.windows, args.fit, block)
+        estimator = Estimators(run, text.training, asked)
+        if args.certify:
+            strings = freed(text.states, run.model.config.vocab_size)
+            certified.append(Certified(estimator.certify(strings), block))
+        else:
+            for made in estimator.scores(text.states, text.weights is not None):
+                records += flow_records(run, made, text, asked)
+    return records, certified
+
+
+def block_lengths(run: FlowRun, asked: Sequence[int] | None) -> list[int | None]:
+    """Those to be scored: what was asked for, of those it was trained with, or the longest; of a law of whole windows none."""
+    known = run.model.config.block_lengths
+    if not known:
+        if asked:
+            raise ValueError(f"--block {asked[0]}: {run.name} was trained on whole windows, leave it out")
+        return [None]
+    if wrong := [block for block in asked or () if block not in known]:
+        raise ValueError(f"--block {wrong[0]}: {run.name} was trained with blocks of {', '.join(map(str, known))}")
+    return list(dict.fromkeys(asked or [max(known)]))
 
 
 def estimator_of(run: FlowRun, name: str | None) -> str:
     """What was asked for where the model has it, by default its first."""
     own = ESTIMATOR.get(run.model.config.model_type)
+    if name is None and getattr(run.model.config, "grids", None):
+        return "k-step"
     if name in (None, own) or (own is None and name not in ESTIMATOR.values()):
         return name or own or "vlb"
     raise ValueError(f"--estimator {name}: {run.name} has {own or 'vlb, k-step, ode and sampler'}")
@@ -107,7 +107,8 @@ class Estimators:
     """Estimators of one run, fitted on its training windows as they are needed."""
 
     def __init__(self, run: FlowRun, training: TokenStates, asked: Request) -> None:
-        self.run, self.map, self.training, self.asked = run, asked_as_trained(run), training, asked
+        own = asked_as_trained(run)
+        self.run, self.map, self.training, self.asked = run, FromZero(own) if asked.from_zero else own, training, asked
         self.rng = self._addressed(training.size, asked.seed + FIT_SEED)
         self._curve: Curve | None = None
 
@@ -123,7 +124,8 @@ class Estimators:
         return self._curve
 
     def scores(self, states: TokenStates, listed: bool, calls: int = 0) -> Iterator[Made]:
-        """listed: every prompt's answers are there, so that one noise may serve them all. calls: at least so many."""
+        """listed: every prompt's answers are there, so that one noise may serve them all, except of blocks, which stand behind
+        a text each. calls: at least so many."""
         asked, rng = (
             replace(self.asked, calls=max(calls, self.asked.calls)),
             self._on_device(self._addressed(states.size, self.asked.seed)),
@@ -134,19 +136,39 @@ class Estimators:
         if asked.estimator == "vlb":
             clock = fit_clock(self.map, self.training, self._on_device(self.rng), self.curve)
             yield Made(vlb(self.map, states, rng, clock, asked.calls))
-        for steps in asked.steps if asked.estimator != "vlb" else ():
+        for steps in self._numbers_of_steps():
             if asked.estimator == "k-step":
                 draws = max(2, asked.calls // (steps + 1))
-                yield Made(k_step(self.map, states, rng, fit_grid(self.curve, steps), draws), steps, steps + 1)
+                grid, told = self._grid(steps)
+                yield Made(k_step(self.map, states, rng, grid, draws, told=told), steps, steps + 1, told)
             elif asked.estimator == "ode":
                 end = float(self.curve.edges[self.curve.end(ODE_SLACK)])
                 yield Made(ode(self.map, states, rng, end, steps, draws=2))
             else:
                 yield self._sampler(states, rng, steps, listed)
 
+    def _numbers_of_steps(self) -> Sequence[int]:
+        """What was asked for; of a map that was trained for some numbers of steps alone, those of them."""
+        if self.asked.estimator == "vlb":
+            return ()
+        grids = getattr(self.run.model.config, "grids", None)
+        if self.asked.estimator != "k-step" or not grids:
+            return self.asked.steps
+        if not (found := [steps for steps in self.asked.steps if str(steps) in grids]):
+            told = ", ".join(grids)
+            raise ValueError(f"--steps {self.asked.steps[0]}: {self.run.name} was trained for {told} ancestral steps")
+        return found
+
+    def _grid(self, steps: int) -> tuple[Tensor, bool]:
+        """S of so many steps, and whether the network is told where each lands: as it was trained, or fitted here."""
+        grids = getattr(self.run.model.config, "grids", None)
+        if grids:
+            return torch.tensor(grids[str(steps)], dtype=torch.float64), True
+        return fit_grid(self.curve, steps), False
+
     def _sampler(self, states: TokenStates, rng: Rng, steps: int, listed: bool) -> Made:
         law = FewStep(self.map, steps, self.asked.sampler)
-        if listed:
+        if listed and self.asked.block is None:
             return Made(together(law, states, self.asked.seed, self.asked.draws), steps, law.nfe)
         end = float(self.curve.edges[self.curve.end(ODE_SLACK)])
         rho = fit_inflation(law, self.training, self._on_device(self.rng), end)
@@ -193,59 +215,3 @@ def joined(scores: list[Score], order: Tensor) -> Score:
     if len(scores) == 1:
         details = scores[0].details
     return replace(scores[0], nats=nats, tokens=tokens, parts=tuple(parts), details=details)
-
-
-def flow_records(run: FlowRun, made: Made, text: Scored, asked: Request) -> list[dict[str, Any]]:
-    """nll, perplexity and, of text, bits per byte. stderr is over documents; of a law that is known whole, Monte Carlo."""
-    score = replace(made.score, tokens=text.tokens)
-    if text.weights is not None:
-        score = score.under(text.weights)
-    data = None
-    if text.documents is not None:
-        sums, count = (
-            np.bincount(text.documents, weights=part.numpy(), minlength=text.documents.max() + 1)
-            for part in (score.nats, score.tokens)
-        )
-        data = standard_error(sums[count > 0], count[count > 0])
-    contract = {
-        "estimator": asked.estimator, "steps": score.details.get("steps") if made.steps is None else made.steps, "nfe": made.nfe or score.nfe, "calls": score.nfe,
-        "dtype": "float32", "ema": run.ema, "context": run.model.config.length,
-        **({"sampler": asked.sampler, "decoder": "softmax"} if asked.estimator == "sampler" else {}),
-    }  # fmt: skip
-    common: dict[str, Any] = {
-        "on": text.on, "subject": run.subject, "kind": score.kind, "n": int(text.tokens.sum()), "split": text.split, "run": run.name,
-        "train_seed": run.train_seed, "sample_seed": asked.seed, "contract": contract,
-        "stderr_over": "monte-carlo" if text.documents is None else "documents",
-        "details": {name: value for name, value in score.details.items() if name != "grid"},
-    }  # fmt: skip
-    error = score.monte_carlo if text.documents is None else data
-    scales = {"nll": (1.0, "nats/token")}
-    if text.per_byte is not None:
-        scales["bits_per_byte"] = (text.per_byte / math.log(2), "bits/byte")
-    rows = [
-        record(metric, score.value * by, unit=unit, monte_carlo=score.monte_carlo * by,
-               stderr=None if error is None else error * by, **common)
-        for metric, (by, unit) in scales.items()
-    ]  # fmt: skip
-    ppl = math.exp(score.value)
-    rows.insert(
-        1, record("perplexity", ppl, unit="per token", monte_carlo=ppl * score.monte_carlo,
-                  stderr=None if error is None else ppl * error, **common),
-    )  # fmt: skip
-    return rows
-
-
-def print_flow(run: FlowRun, records: list[dict[str, Any]]) -> None:
-    print_row(f"\n{run.subject}", "value", "data error", "Monte Carlo error", "kind", "unit")
-    for r in records:
-        contract = r["contract"]
-        law = contract["estimator"] if contract["steps"] is None else f"{contract['estimator']} {contract['steps']}"
-        error = f"{r['stderr']:.2g}" if r.get("stderr_over") == "documents" else ""
-        print_row(f"{law} {r['metric']}", f"{r['value']:.5g}", error, f"{r['monte_carlo']:.2g}", r["kind"], r["unit"])
-
-
-def print_certificate(run: FlowRun, estimator: str, size: int, got: Certificate) -> None:
-    said = "passed" if got.holds else "NOT passed: this score is no likelihood"
-    print(
-        f"{run.subject}, {estimator}: Σ exp(−score) over the {size} tokens of one position = {got.total:.4f} ± {got.stderr:.4f}, {said}"
-    )

@@ -15,6 +15,7 @@ from eval.pictures import Point, bars, plot
 from eval.records import over_seeds, read_records
 from eval.report import Sample, Section, write_report
 from eval.samples import read_samples
+from eval.surface import surface_sections
 
 Records = list[dict[str, Any]]
 MOST_SAMPLES = 24
@@ -47,6 +48,7 @@ def run(args: Any, command: list[str]) -> None:
         *_side_by_side(records),
         *_speed_against_quality(records),
         *frontier.sections(records),
+        *surface_sections(records),
         *_nll_against_block(records),
         *_validity(records),
         *_training(curves),

@@ -99,14 +99,18 @@ def perplexity(argv: list[str]) -> int:
         """the held-out part"""
         length: int | None = None
         """tokens of context at most, default the run's own"""
-        blocks: tuple[int, ...] | None = None
-        """block sizes to score, default those of 2, 4, 8, 16 that the head reaches"""
+        blocks: Annotated[tuple[int, ...] | None, tyro.conf.arg(aliases=["--block"])] = None
+        """block sizes to score, default those of 2, 4, 8, 16 that the head reaches; of models that write windows in blocks,
+        each behind clean text, lengths that were trained, default the longest"""
         estimator: Literal["vlb", "k-step", "ode", "sampler", "nelbo", "exact"] | None = None
         """flow language models: vlb (default), the bound in continuous time; k-step, of so many ancestral steps; ode, by the
         flow, an estimate; sampler, what the few-step sampler itself spends. Masked diffusion has nelbo, the autoregressive
         baseline exact"""
         steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4, 8)
         """flow language models: of k-step, ode and sampler"""
+        from_zero: bool = False
+        """flow language models: the k-step bound of a network that is shown zeros in the place of pure noise; with --steps 0
+        nothing is drawn, and the score is exact"""
         sampler: Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm"] = "pushforward"
         """flow language models: that --estimator sampler scores"""
         calls: int = 16

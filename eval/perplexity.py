@@ -25,8 +25,10 @@ def run(args: Any, command: list[str]) -> int:
     """The exit code: 1 where a certificate was asked for and not passed."""
     flows = [name for name in args.runs if model_type(name) in MODEL_TYPES]
     others = [name for name in args.runs if name not in flows]
-    if others and (args.certify or args.estimator):
-        raise ValueError(f"{others[0]} is no model of windows: --estimator and --certify are of those alone")
+    if others and (args.certify or args.estimator or args.from_zero):
+        raise ValueError(
+            f"{others[0]} is no model of windows: --estimator, --from-zero and --certify are of those alone"
+        )
     records, failed = run_flows(flows, args, command)
     independent: dict[int, BlockLikelihood] = {}
     loaded = sorted((load_run(name) for name in others), key=lambda r: r.subject != "independent")
@@ -44,21 +46,21 @@ def run(args: Any, command: list[str]) -> int:
 def run_flows(names: list[str], args: Any, command: list[str]) -> tuple[list[dict[str, Any]], bool]:
     """Records of flow language models, and whether a certificate was not passed."""
     from eval.flow import load_flow
-    from eval.flow_perplexity import estimator_of, measure_flow, print_certificate, print_flow
+    from eval.flow_perplexity import estimator_of, measure_flow
+    from eval.flow_records import print_certificate, print_flow
 
     records: list[dict[str, Any]] = []
     failed = False
     for name in names:
         flow = load_flow(name)
-        made, certificate = measure_flow(flow, args)
-        if certificate is not None:
-            print_certificate(flow, estimator_of(flow, args.estimator), flow.model.config.vocab_size, certificate)
-            failed |= not certificate.holds
+        made, certified = measure_flow(flow, args)
+        for one in certified:
+            print_certificate(flow, estimator_of(flow, args.estimator), one.block, one.certificate)
+            failed |= not one.certificate.holds
         if made:
-            first = made[0]
-            keep_records(
-                name, f"perplexity-{first['on']}-{first['split']}-{first['contract']['estimator']}", command, made
-            )
+            first, blocks = made[0], dict.fromkeys(r["contract"].get("block") for r in made)
+            what = [first["on"], first["split"], first["contract"]["estimator"], *(f"block-{b}" for b in blocks if b)]
+            keep_records(name, "-".join(["perplexity", *what, *["zero"] * args.from_zero]), command, made)
             print_flow(flow, made)
         records += made
     return records, failed

@@ -3,12 +3,14 @@
 `currentColor` is the page's ink, so the same picture reads on light and dark.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
+_VIEW = re.compile(r'viewBox="0 0 (\d+) (\d+)"')
 SHADE = "#3b7dd8"
 SERIES = ("#3b7dd8", "#e0a030", "#2aa876", "#c0504d", "#8e5bd0", "#8a8f98")
 NAMED = {
@@ -105,9 +107,9 @@ def plot(
     y_label: str,
     *,
     dots: bool = True,
-    ticks: Sequence[float] | None = None,
+    ticks: Sequence[float] | Mapping[float, str] | None = None,
 ) -> str:
-    """One line and colour a series. ticks: of the x axis."""
+    """One line and colour a series. ticks: of the x axis, by name where they have one."""
     left, top, width, height = 56, 14, 430, 230
     points = [p for line in series.values() for p in line]
     x_low, x_high = _margin([p.x for p in points])
@@ -127,8 +129,9 @@ def plot(
             f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" stroke-opacity=".12"/>'
         )
         parts.append(_text(left - 6, y + 4, f"{tick:g}", 11, "end"))
+    names = ticks if isinstance(ticks, Mapping) else {}
     for tick in _ticks(x_low, x_high) if ticks is None else ticks:
-        parts.append(_text(at(tick, low)[0], top + height + 18, f"{tick:g}", 12, "middle"))
+        parts.append(_text(at(tick, low)[0], top + height + 18, names.get(tick, f"{tick:g}"), 12, "middle"))
     for i, (name, line) in enumerate(series.items()):
         colour = NAMED.get(name, SERIES[i % len(SERIES)])
         places = [at(p.x, p.y) for p in line]
@@ -146,6 +149,16 @@ def plot(
         parts.append(_text(left + width + 32, y, name, 12))
     tallest = max(height, 20 * len(series))
     return _svg(left + width + 210, top + tallest + 44, parts, f"{y_label} against {x_label}")
+
+
+def beside(pictures: Sequence[str], label: str) -> str:
+    """Several as one, from left to right."""
+    sizes = [tuple(float(n) for n in _VIEW.findall(picture)[0]) for picture in pictures]
+    parts, x = [], 0.0
+    for picture, (width, height) in zip(pictures, sizes, strict=True):
+        parts.append(picture.replace("<svg ", f'<svg x="{x:.0f}" height="{height:.0f}" ', 1))
+        x += width
+    return _svg(x, max(height for _, height in sizes), parts, label)
 
 
 def _margin(values: Sequence[float]) -> tuple[float, float]:

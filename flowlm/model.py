@@ -17,6 +17,7 @@ from flowlm.token_map import Known, TokenContext, TokenMap
 from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.codebook import Bits, Codebook, Embedding, OneHot, Table
+from flowmap.objectives.tokens.ancestral import snr_time
 from flowmap.rng import Rng
 from flowmap.sphere import TOKEN_PATHS
 
@@ -45,7 +46,8 @@ class FlowLMConfig(WindowConfig):
     self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input.
     noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it.
     rounding: the depth, width, … of a decoder that writes by `rounding`; none: tokens are drawn from the map's softmax.
-    prompt_dropout: the share of samples that were shown nothing of what is known, without which there is no guidance."""
+    prompt_dropout: the share of samples that were shown nothing of what is known, without which there is no guidance.
+    grids: K → S of the ancestral steps that it was trained to make, told where each lands."""
 
     model_type = "leaplm-flow"
 
@@ -59,6 +61,7 @@ class FlowLMConfig(WindowConfig):
     causal: bool = False
     rounding: dict[str, Any] | None = None
     prompt_dropout: float | int = 0
+    grids: dict[str, list[float]] | None = None
 
 
 class FlowLM(PreTrainedModel, FlowGenerationMixin):
@@ -137,6 +140,8 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             "decoder": self.decoder(decoder, delay),
             "block": size if config.block_lengths else None,
         }
+        if config.grids and how.get("sampler") == "ancestral":
+            how["times"] = self.trained_times(how.get("steps", 1))
         return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
 
     def decoder(self, asked: str | None, delay: int = 0) -> str:
@@ -148,6 +153,17 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             why = f"delay {delay} draws tokens as they arrive" if delay else "this model was trained without it"
             raise ValueError(f"decoder contextual: {why}, take softmax")
         return asked or ("contextual" if has and not delay else "softmax")
+
+    def trained_times(self, steps: int) -> tuple[float, ...]:
+        """Those at which so many calls, the last of them reading tokens, were trained."""
+        grids = self.config.grids or {}
+        if str(steps - 1) not in grids:
+            calls = ", ".join(str(int(k) + 1) for k in grids)
+            raise ValueError(
+                f"{steps} steps: the ancestral sampler of this model was trained for {calls}, the draw counted"
+            )
+        snr = torch.tensor(grids[str(steps - 1)], dtype=torch.float64)
+        return tuple(snr_time(self.map.path, snr).tolist())
 
     def blank_states(self, tokens: Tensor) -> Tensor:
         """(batch, length) → zeros of the shape of their states, in fp32."""

@@ -118,7 +118,8 @@ class Draft(Guided):
 @dataclass(frozen=True)
 class Refinement:
     """From noise to the tokens of a window or a block. warp: of the last softmax, or of the decoder's. delay: steps between the
-    starts of two tokens, in this order; 0: all at once. decoder: of `rounding.DECODERS`."""
+    starts of two tokens, in this order; 0: all at once. decoder: of `rounding.DECODERS`. times: falling from 1, one a step;
+    default evenly spaced."""
 
     steps: int = 1
     sampler: str = "pushforward"
@@ -126,6 +127,7 @@ class Refinement:
     delay: int = 0
     order: Order = "left-to-right"
     decoder: str = "softmax"
+    times: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -136,6 +138,8 @@ class Refinement:
             raise ValueError(
                 f"delay {self.delay}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}"
             )
+        if self.times is not None and len(self.times) != self.steps:
+            raise ValueError(f"{len(self.times)} times for {self.steps} steps: one for each")
         if self.delay and self.sampler not in APART:
             raise ValueError(f"tokens that start apart are moved by {' or '.join(APART)}, not by {self.sampler}")
 
@@ -166,11 +170,11 @@ class Refinement:
 
     def approach(self, draft: Draft, z: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """Where the last call is made: the state, its time, and what is told of the time it lands at."""
-        times = uniform_times(self.steps)
+        times = uniform_times(self.steps)[:-1] if self.times is None else torch.tensor(self.times, dtype=torch.float64)
         if self.steps > 1:
             advance: Any = SAMPLERS[self.sampler]
-            z = advance(draft, z, times[:-1], **({"rng": rng} if self.sampler in STOCHASTIC else {})).x
-        t = times[-2].to(z).expand(len(z))
+            z = advance(draft, z, times, **({"rng": rng} if self.sampler in STOCHASTIC else {})).x
+        t = times[-1].to(z).expand(len(z))
         return z, t, self.aim(t, torch.zeros_like(t))
 
     def aim(self, t: Tensor, s: Tensor) -> Tensor:
@@ -193,18 +197,19 @@ def write(
     delay: int = 0,
     order: Order = "left-to-right",
     decoder: str = "softmax",
+    times: tuple[float, ...] | None = None,
     block: int | None = None,
     ends: Sequence[int] = (),
     told: Watcher | None = None,
     cached: bool = True,
 ) -> Written:
-    """like: (batch, length, state size), whose shape, place and type the states have. The next five, delay, order and decoder as in `Refinement`;
-    guidance as in `Draft`.
+    """like: (batch, length, state size), whose shape, place and type the states have. The next five, delay, order, decoder and
+    times as in `Refinement`; guidance as in `Draft`.
     block: tokens of a block; None: the window is refined as a whole. The rest is for blocks, as in `write_blocks`.
     watch: hears at every call of the network the likeliest tokens, of the window as far as it has been come to."""
     if self_conditioning and model.network.read_self is None:
         raise ValueError("this network was built without self_conditioning: leave it out")
-    how = Refinement(steps, sampler, warp or Warp(), delay, order, decoder)
+    how = Refinement(steps, sampler, warp or Warp(), delay, order, decoder, times)
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
     asked: Any = TwoPass(model) if self_conditioning else model

@@ -124,12 +124,13 @@ def restart(model: Guided, x: Tensor, times: Tensor, rng: Rng, end: float = 0.0)
     return _loop(model, x, times, step)
 
 
-def ddpm(model: Guided, x: Tensor, times: Tensor, rng: Rng) -> Sampled:
-    """Ancestral sampling (2006.11239): x_s from its posterior given x_t and the estimate of x_0."""
+def ddpm(model: Guided, x: Tensor, times: Tensor, rng: Rng, told: bool = False) -> Sampled:
+    """Ancestral sampling (2006.11239): x_s from its posterior given x_t and the estimate of x_0. told: the network hears
+    where the step lands."""
     path = model.path
 
     def step(x: Tensor, t: Tensor, s: Tensor, i: int) -> Tensor:
-        g, _ = path.ends(x, model.velocity(x, t, t), t)
+        g, _ = path.ends(x, model.velocity(x, t, s if told else t), t)
         alpha_s, sigma_s = path.alpha(s), path.sigma(s)
         gain = path.alpha(t) / alpha_s
         fresh = (path.sigma(t).square() - (gain * sigma_s).square()).clamp_min(0)  # variance of x_t given x_s, over ν²
@@ -139,6 +140,11 @@ def ddpm(model: Guided, x: Tensor, times: Tensor, rng: Rng) -> Sampled:
         return mean + expand(deviation, x) * path.draw_noise(rng, f"ddpm-{i}", x)
 
     return _loop(model, x, times, step)
+
+
+def ancestral(model: Guided, x: Tensor, times: Tensor, rng: Rng) -> Sampled:
+    """The same steps by the map that is told where each lands, as it was trained to be (`objectives.tokens.ancestral`)."""
+    return ddpm(model, x, times, rng, told=True)
 
 
 def jacobi(
@@ -196,8 +202,16 @@ def _parallel(
     return Sampled(last, model.nfe - before[0], model.rounds - before[1])
 
 
-SAMPLERS = {"pushforward": pushforward, "ddim": ddim, "euler": euler, "heun": heun, "restart": restart, "ddpm": ddpm}
-STOCHASTIC = ("restart", "ddpm")
+SAMPLERS = {
+    "pushforward": pushforward,
+    "ddim": ddim,
+    "euler": euler,
+    "heun": heun,
+    "restart": restart,
+    "ddpm": ddpm,
+    "ancestral": ancestral,
+}
+STOCHASTIC = ("restart", "ddpm", "ancestral")
 
 
 def uniform_times(steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:

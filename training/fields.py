@@ -184,7 +184,8 @@ class FlowConfig:
     name: str = "flow"
     """what records call it, the preset's name"""
     objective: str = "kl-psd"
-    """cross-entropy, endpoint, vlb: the denoiser alone; decoded: that of contextual codes; kl-psd, trajectory, esd, lsd, categorical, imm, energy: the few-step map
+    """cross-entropy, endpoint, vlb: the denoiser alone; decoded: that of contextual codes; k-step: what so many ancestral steps are
+    charged for; kl-psd, trajectory, esd, lsd, categorical, imm, energy: the few-step map
     too; the baselines autoregressive and masked (diffusion), which have tokens for states"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
     """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point, times (uniform,

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowlm.encoder_codes import encoder_codes
 from flowlm.rounding import WithRounding
 from flowmap.clocks import Gumbel, Monotone, Running
+from flowmap.objectives.tokens import AncestralBound
 from flowmap.rng import Rng
 from flowmap.schedule import DecodeError
 from flowmap.sphere import TOKEN_PATHS
@@ -74,6 +75,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
 
     def save(folder: Path, state: dict[str, Tensor]) -> None:
         state = {name: value for name, value in state.items() if name != "prior_share"}
+        if isinstance(objective, AncestralBound):
+            model.config.grids = {str(k): grid for k, grid in objective.grids(model.map.codebook.codes()).items()}
         model.save_pretrained(folder, state_dict={f"map.{name}": value for name, value in state.items()})
         tokenizer.save_pretrained(folder)
 

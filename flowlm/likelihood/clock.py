@@ -55,8 +55,9 @@ class Clock:
         return snr, torch.where(first, high, snr * log_ratio) / (2 * chance)
 
 
-def lattice(shift: Tensor, index: Tensor, draws: int) -> Tensor:
-    """u = (j + frac(shift + φ·index))/draws, (rows, draws): even over [0, 1) inside each sequence and, by the golden ratio,
-    over sequences; each u is uniform when shift is. shift, index: (rows,), index that of a sequence."""
-    phase = (shift + index.double() * (5**0.5 - 1) / 2) % 1
-    return (torch.arange(draws, device=phase.device) + phase[:, None]) / draws
+def lattice(shift: Tensor, index: Tensor, draws: int, parts: int = 1) -> Tensor:
+    """u = (j + frac(shift + φ·index))/draws, (rows, parts, draws): even over [0, 1) inside each part of a sequence and, by the
+    golden ratio, over parts and sequences; each u is uniform when shift is. shift, index: (rows,), index that of a sequence."""
+    number = index[:, None] * parts + torch.arange(parts, device=index.device)
+    phase = (shift[:, None] + number.double() * (5**0.5 - 1) / 2) % 1
+    return (torch.arange(draws, device=phase.device) + phase[..., None]) / draws

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowlm.likelihood.clock import Clock, lattice
 from flowlm.likelihood.denoiser import Denoiser, check
-from flowlm.likelihood.terms import chunks, errors, scored_tokens, snr_of
+from flowlm.likelihood.terms import chunks, errors, num_parts, scored_tokens, snr_of
 from flowlm.likelihood.vlb import drift, reading
 from flowmap.draws import rows_of
 from flowmap.objectives.tokens import TokenStates
@@ -30,8 +30,8 @@ SLACK = 1e-4
 
 @dataclass(frozen=True)
 class Curve:
-    """edges: (m + 1,) S from 0. apart, drift, force, unread: (m,), m_c, d_c, f_c and CE_c of a sequence. tokens: of a
-    sequence, in mean."""
+    """edges: (m + 1,) S from 0. apart, drift, force, unread: (m,), m_c, d_c, f_c and CE_c of a sequence, or of one part of
+    it. tokens: of the same, in mean."""
 
     edges: Tensor
     apart: Tensor
@@ -61,27 +61,31 @@ def measure(
 ) -> Curve:
     """states: training text. draws: network calls a row, 2 at least. end: the largest S, default that of the model's t_min."""
     check(model, states.tokens, states.context)
-    if draws < 2 or draws * states.size < 4 * cells:
+    parts = num_parts(states)
+    if draws < 2 or draws * states.size * parts < 4 * cells:
         raise ValueError(
             f"{states.size} sequences, {draws} draws each: a curve of {cells} cells takes {4 * cells} of them"
         )
     assert rng.samples is not None
     scored, clean = scored_tokens(states), model.codebook.encode(states.tokens[:256])
-    length = float(clean.square().sum(-1).mean()) * float(scored.mean())
+    tokens = float(scored.mean()) / parts
+    length = float(clean.square().sum(-1).mean()) * tokens
     even = Clock.even(1e-3 / length, end or snr_of(model.path, getattr(model, "t_min", 1e-3)), cells)
     shift = Rng(rng.seed).uniform("curve", 1, dtype=torch.float64).to(rng.samples.device)
     sums = torch.zeros(5, cells, dtype=torch.float64)
     for part in chunks(model, states, rng, draws):
-        u = lattice(shift.expand(len(part.row)), rng.samples[part.row], draws).gather(1, part.draw[:, None])[:, 0].cpu()
+        every = lattice(shift.expand(len(part.row)), rng.samples[part.row], draws, parts)
+        u = every.gather(2, part.draw[:, None, None].expand(-1, parts, 1))[..., 0].cpu()
         snr, weight = even.at(u)
         noise = rows_of(rng, part.row)  # the same in every cell of a row: grids are compared on common noise
         apart, unread = (x.cpu() for x in errors(model, part.states, snr.to(part.row.device), noise, "curve"))
         force = weight / cells * apart  # an even clock's du is dv/cells
-        sums.index_add_(1, even.cell(u), torch.stack([torch.ones_like(u), apart, force, force.square(), unread]))
+        told = torch.stack([torch.ones_like(u), apart, force, force.square(), unread])
+        sums.index_add_(1, even.cell(u).flatten(), told.flatten(1))
     if bool((sums[0] == 0).any()):
         raise ValueError(f"{states.size} sequences, {draws} draws each left a cell empty: measure more")
     apart, gain, force, unread = sums[1:] / sums[0]
-    return Curve(even.edges, apart, gain, force.sqrt(), unread, float(scored.mean()))
+    return Curve(even.edges, apart, gain, force.sqrt(), unread, tokens)
 
 
 def fit_clock(model: Denoiser, states: TokenStates, rng: Rng, curve: Curve, slack: float = SLACK) -> Clock:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowmap.codebook import Codebook
-from flowmap.path import Path
+from flowmap.path import Path, expand
 
 
 class Denoiser(Protocol):
@@ -43,6 +43,21 @@ class FromLogits:
 
     def logits(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
         return self.function(x_t, t)
+
+
+@dataclass(frozen=True)
+class FromZero:
+    """A denoiser that is shown z = 0 in the place of a state of S = 0, which says nothing of the text: a law of its own, with
+    no noise to be averaged over where nothing else was drawn. Of blocks of one token behind clean text, read in no step at
+    all, it is the autoregressive model that the same weights are."""
+
+    model: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def logits(self, x_t: Tensor, t: Tensor, s: Tensor, context: Any = None) -> Tensor:
+        return self.model.logits(x_t.masked_fill(expand(t == 1, x_t), 0.0), t, s, context)
 
 
 def passes(model: Denoiser) -> int:

@@ -3,7 +3,8 @@
     L_K = ½ Σ_{k=1..K} (S_k − S_{k−1}) E e²(S_{k−1}) + E CE(S_K),      0 = S_0 < S_1 < … < S_K                 (math.md §5)
 
 bounds −log P of the sampler z_k = z_{k−1} + (S_k − S_{k−1}) ĉ + √(S_k − S_{k−1}) ξ, y = z/√S (`laws.Ancestral`), which is a
-proper law for any network. K = 0 is the cross-entropy of independent tokens; K → ∞ the bound in continuous time. The grid is
+proper law for any network. K = 0 is the cross-entropy of independent tokens, exact where the network is shown z_0 = 0
+(`denoiser.FromZero`) and not noise; K → ∞ the bound in continuous time. The grid is
 fitted on training text: the best of a fine mesh, found exactly by dynamic programming.
 """
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from flowlm.likelihood.curve import Curve
-from flowlm.likelihood.denoiser import Denoiser, check, passes
-from flowlm.likelihood.score import Score
-from flowlm.likelihood.terms import chunks, errors, scored_tokens
+from flowlm.likelihood.denoiser import Denoiser, FromZero, check, passes
+from flowlm.likelihood.score import Kind, Score
+from flowlm.likelihood.terms import chunks, errors, num_parts, scored_tokens, time_of
 from flowmap.objectives.tokens import TokenStates
+from flowmap.path import Path
 from flowmap.rng import Rng
 
 MESH = 500
@@ -43,23 +45,37 @@ def fit_grid(curve: Curve, steps: int) -> Tensor:
 
 @torch.no_grad()
 def k_step(
-    model: Denoiser, states: TokenStates, rng: Rng, grid: Tensor, draws: int = 2, trusted: bool = False
+    model: Denoiser,
+    states: TokenStates,
+    rng: Rng,
+    grid: Tensor,
+    draws: int = 2,
+    trusted: bool = False,
+    told: bool = False,
 ) -> Score:
-    """rng: addressed, one sample a row. grid: (K + 1,) S from 0. draws: of all K + 1 terms, 2 at least. trusted: as of `vlb`."""
+    """rng: addressed, one sample a row. grid: (K + 1,) S from 0. draws: of all K + 1 terms, 2 at least. trusted: as of `vlb`.
+    told: the network hears where each step lands, as it did in training (`flowmap.objectives.tokens.AncestralBound`)."""
     if grid[0] != 0 or bool((grid.diff() <= 0).any()):
         raise ValueError(f"a grid of S rises from 0, not {[round(float(s), 4) for s in grid]}")
     if not trusted:
         check(model, states.tokens, states.context)
     found = torch.zeros(draws, states.size, dtype=torch.float64)
+    lands = landings(model.path, grid) if told else [None] * len(grid)
     for part in chunks(model, states, rng, draws):
         where = part.draw.cpu(), part.row.cpu()
         for k, snr in enumerate(grid):
-            at = snr.to(part.row.device).expand(part.row.shape)
-            apart, unread = errors(model, part.states, at, part.rng, f"step-{k}")
+            at = snr.to(part.row.device).expand(len(part.row), num_parts(states))
+            apart, unread = (e.sum(1) for e in errors(model, part.states, at, part.rng, f"step-{k}", lands=lands[k]))
             last = k == len(grid) - 1
             found[where] += (unread if last else apart * (grid[k + 1] - snr).to(apart) / 2).cpu()
     nfe = draws * len(grid) * passes(model)
-    return Score.of({"steps": found}, scored_tokens(states), "bound", nfe, grid=grid.tolist())
+    kind: Kind = "exact" if isinstance(model, FromZero) and len(grid) == 1 else "bound"
+    return Score.of({"steps": found}, scored_tokens(states), kind, nfe, grid=grid.tolist())
+
+
+def landings(path: Path, grid: Tensor) -> list[float]:
+    """The time at which each step from S_k lands; the last, in which tokens are read, at the data."""
+    return [*time_of(path, grid[1:].double()).tolist(), 0.0]
 
 
 def _read_off(at: Tensor, values: Tensor, wanted: Tensor) -> Tensor:

@@ -55,10 +55,11 @@ class FewStep:
 
 @dataclass(frozen=True)
 class Ancestral:
-    """grid: (K + 1,) S from 0."""
+    """grid: (K + 1,) S from 0. told: as of `k_step`."""
 
     model: Denoiser
     grid: Tensor
+    told: bool = False
 
     @property
     def nfe(self) -> int:
@@ -69,12 +70,14 @@ class Ancestral:
         model, x = self.model, z
         path, nu, total = model.path, model.path.noise_scale, torch.zeros_like(z)
         times = time_of(path, self.grid)
+        lands = [*times[1:], times.new_zeros(())]
         for k in range(len(self.grid)):
             t = times[k].to(x).expand(len(x))
             if k:
                 y = total / float(self.grid[k]) ** 0.5
                 x = expand(path.sigma(t), y) * nu * y
-            logits = model.logits(x, t, t, context)
+            s = lands[k].to(x).expand(len(x)) if self.told else t
+            logits = model.logits(x, t, s, context)
             if k < len(self.grid) - 1:
                 gain = float(self.grid[k + 1] - self.grid[k])
                 fresh = rng.normal(f"ancestral-{k}", *z.shape, dtype=z.dtype).to(z.device)

@@ -1,6 +1,14 @@
 """The two quantities that every bound is a sum of, at any y-SNR S, and sequences taken through a network in chunks.
 
 e²(S) = ‖c_x − ĉ_θ(x_S)‖²,  ĉ = Cᵀp_θ          CE(S) = Σ_l −log p_θ(x^l | x_S)                       (math.md §5)
+
+Both are of a *part*: all of a sequence, or, where its tokens have levels, those of one level. With blocks as context the
+parts are its blocks, which hear of each other's clean text and never of each other's noise: each has an S of its own, one
+call of the network scores all of them, and −log P of the sequence is bounded by the sum over its blocks,
+
+    −log P(x) = Σ_b −log P(x^b | x^{<b}) ≤ Σ_b bound of block b behind clean text.
+
+Shapes: B rows, N tokens, G parts of each.
 """
 
 from collections.abc import Iterator
@@ -12,7 +20,7 @@ from torch import Tensor
 from flowlm.likelihood.denoiser import Denoiser
 from flowmap.draws import every_draw, rows_of
 from flowmap.objectives.tokens import TokenStates
-from flowmap.objectives.tokens.base import cross_entropy
+from flowmap.objectives.tokens.base import each_cross_entropy
 from flowmap.path import Path
 from flowmap.rng import Rng
 
@@ -32,15 +40,36 @@ def snr_of(path: Path, t: float) -> float:
 
 
 def errors(
-    model: Denoiser, states: TokenStates, snr: Tensor, rng: Rng, name: str, sign: float = 1.0
+    model: Denoiser,
+    states: TokenStates,
+    snr: Tensor,
+    rng: Rng,
+    name: str,
+    sign: float = 1.0,
+    lands: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(e², CE) of each row at its own S, (B,) float64; one network call. snr: (B,). sign: −1 for the same noise turned round."""
+    """(e², CE) of each part at its own S, (B, G) float64; one network call. snr: (B, G). sign: −1 for the same noise turned
+    round. lands: time s that the network is told; None: its own t."""
     clean = model.codebook.encode(states.tokens)
     t = time_of(model.path, snr).to(clean)
+    t = t[:, 0] if states.levels is None else t.gather(1, states.levels)
     x_t = model.path.noise(clean, sign * model.path.draw_noise(rng, name, clean), t)
-    logits = model.logits(x_t, t, t, states.context)
-    apart = (clean - model.codebook.expected(logits)).square().flatten(1).sum(1)
-    return apart.double(), cross_entropy(logits, states.tokens).double()
+    s = t if lands is None else torch.full_like(t, lands)
+    logits = model.logits(x_t, t, s, states.context)
+    apart = (clean - model.codebook.expected(logits)).square().sum(2)
+    return of_parts(states, apart.double()), of_parts(states, each_cross_entropy(logits, states.tokens).double())
+
+
+def num_parts(states: TokenStates) -> int:
+    """G."""
+    return 1 if states.levels is None else int(states.levels.max()) + 1
+
+
+def of_parts(states: TokenStates, each: Tensor) -> Tensor:
+    """Sums over the tokens of each part: (B, N) → (B, G)."""
+    if states.levels is None:
+        return each.sum(1, keepdim=True)
+    return each.new_zeros(len(each), num_parts(states)).scatter_add(1, states.levels, each)
 
 
 @dataclass(frozen=True)

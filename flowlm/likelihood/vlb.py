@@ -5,7 +5,8 @@
 From S = 0: no prior term. What makes it cheap biases nothing: S by a law fitted on training text (`clock`), times that
 are even over a sequence and over sequences, each noise ε beside −ε, and calls shared between the two terms by their
 deviations (Neyman). Holds for any network; tight at the posterior as S_end grows. The same integral as the training loss
-`flowmap.objectives.tokens.VariationalBound`, one independent time a sample.
+`flowmap.objectives.tokens.VariationalBound`, one independent time a sample. Of blocks (`terms`) each has times of its own,
+even over those of a sequence too.
 """
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from flowlm.likelihood.clock import Clock, lattice
 from flowlm.likelihood.denoiser import Denoiser, check, passes
 from flowlm.likelihood.score import Score
-from flowlm.likelihood.terms import chunks, errors, scored_tokens
+from flowlm.likelihood.terms import chunks, errors, num_parts, scored_tokens
 from flowmap.objectives.tokens import TokenStates
 from flowmap.rng import Rng
 
@@ -45,8 +46,8 @@ def reading(model: Denoiser, states: TokenStates, rng: Rng, snr: float, draws: i
     """CE at S, (draws, B) float64."""
     found = torch.zeros(draws, states.size, dtype=torch.float64)
     for part in chunks(model, states, rng, draws):
-        at = torch.full(part.row.shape, snr, dtype=torch.float64, device=part.row.device)
-        found[part.draw.cpu(), part.row.cpu()] = errors(model, part.states, at, part.rng, "read")[1].cpu()
+        at = torch.full((len(part.row), num_parts(states)), snr, dtype=torch.float64, device=part.row.device)
+        found[part.draw.cpu(), part.row.cpu()] = errors(model, part.states, at, part.rng, "read")[1].sum(1).cpu()
     return found
 
 
@@ -54,12 +55,12 @@ def drift(model: Denoiser, states: TokenStates, rng: Rng, clock: Clock, repeats:
     """½∫ e² dS, (repeats, B) float64: each a mean over `draws` even times, of ε and −ε; repeats independent."""
     assert rng.samples is not None
     shifts = Rng(rng.seed).uniform("shift", repeats, dtype=torch.float64).to(rng.samples.device)
-    found = torch.zeros(repeats, states.size, dtype=torch.float64)
+    found, parts = torch.zeros(repeats, states.size, dtype=torch.float64), num_parts(states)
     for part in chunks(model, states, rng, repeats):
-        u = lattice(shifts[part.draw], rng.samples[part.row], draws)
+        u = lattice(shifts[part.draw], rng.samples[part.row], draws, parts)
         for j in range(draws):
-            snr, weight = clock.at(u[:, j].cpu())
+            snr, weight = clock.at(u[..., j].cpu())
             for sign in (1.0, -1.0):
                 apart, _ = errors(model, part.states, snr.to(u.device), part.rng, f"drift-{j}", sign)
-                found[part.draw.cpu(), part.row.cpu()] += weight * apart.cpu() / (2 * draws)
+                found[part.draw.cpu(), part.row.cpu()] += (weight * apart.cpu()).sum(1) / (2 * draws)
     return found

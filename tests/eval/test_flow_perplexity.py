@@ -13,7 +13,6 @@ from eval.flow import load_flow
 from eval.flow_perplexity import Estimators, Request, joined, together
 from eval.flow_text import freed, scored_text
 from flowlm.likelihood import FewStep, enumerated
-from flowlm.token_map import Known
 from tests.training.harness import SMALL
 from training.config import load_preset, override
 from training.loop import train
@@ -113,7 +112,7 @@ def test_a_run_that_has_seen_the_answer_is_not_and_the_exit_code_says_so(runs, c
 
 def test_one_position_is_freed_and_the_rest_is_known(runs):
     text = scored_text(load_flow(str(runs / "poker")), None, "text", "validation", 10, 10)
-    strings = freed(text.states, 12, Known)
+    strings = freed(text.states, 12)
     assert strings.tokens.shape[0] == 12 and (strings.scored.sum(1) == 1).all()
     place = int(strings.scored[0].nonzero()[0])
     assert strings.tokens[:, place].tolist() == list(range(12)) and bool(text.states.scored[0, place])
@@ -151,6 +150,7 @@ def test_prompts_share_their_noise_and_rows_keep_their_order(runs):
         (["--calls", "2"], "6 at least"),
         (["--estimator", "sampler", "--steps", "0"], "1 at least"),
         (["--fit", "0"], "1 or above"),
+        (["--block", "2"], "trained on whole windows"),
     ],
 )
 def test_what_does_not_apply_is_one_line(runs, words, what, capsys):
@@ -167,3 +167,21 @@ def test_codes_that_have_no_table_have_no_bound():
 
     with pytest.raises(ValueError, match="elf walks through codes that depend on the whole window"):
         asked_as_trained(SimpleNamespace(name="elf", model=contextual()))
+
+
+def test_a_map_of_few_steps_is_scored_on_its_own_grid_and_told_where_it_lands(runs, tmp_path, capsys):
+    config = override(load_preset("flow-poker-k-step"), training__steps=60, flow__options={"num_steps": "1,4"}, **TINY)
+    train(config, runs / "few", build, quiet=True)
+    model = load_flow(str(runs / "few")).model
+    assert {k: len(grid) for k, grid in model.config.grids.items()} == {"1": 2, "4": 5}
+    found = [
+        r for r in records(runs, "few", tmp_path) if r["metric"] == "nll"
+    ]  # its own estimator, what it has of --steps
+    assert [(r["contract"]["estimator"], r["contract"]["steps"], r["contract"]["nfe"]) for r in found] == [
+        ("k-step", 1, 2),
+        ("k-step", 4, 5),
+    ]
+    assert all(r["contract"]["told"] and r["value"] > math.log(6) / 2 - 4 * r["stderr"] for r in found)
+    assert leaplm.main(["perplexity", str(runs / "few"), "--certify", "--steps", "1"]) == 0
+    assert leaplm.main(["perplexity", str(runs / "few"), "--steps", "3"]) == 2
+    assert "trained for 1, 4 ancestral steps" in capsys.readouterr().err

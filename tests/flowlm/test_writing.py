@@ -122,3 +122,44 @@ def test_two_passes_a_step_are_counted_and_read_the_first_passes_estimate():
     blank = Known(torch.zeros(8, N, dtype=torch.long), torch.zeros(8, N, dtype=torch.bool))
     rng = Rng(5, torch.arange(8))
     assert [told.write(blank, rng, steps=3, self_conditioning=flag).nfe for flag in (None, False, True)] == [6, 3, 6]
+
+
+def test_ancestral_steps_are_taken_at_the_times_that_were_trained_and_the_map_is_told_where_each_lands():
+    """The sampler in x_t is the law in z = y√S that the bound charges for: the same mean last softmax; by its own grid alone."""
+    from flowlm import FlowLM, FlowLMConfig
+    from flowlm.likelihood import Ancestral
+    from flowlm.writing import Draft, Refinement
+
+    torch.manual_seed(0)
+    grid, backbone = [0.0, 0.4, 1.3], {"width": 24, "depth": 1, "heads": 2, "time_scale": 10.0}
+    config = FlowLMConfig(vocab_size=5, length=2, codebook="bits", grids={"2": grid}, backbone=backbone)
+    model = FlowLM(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    rows = torch.arange(20_000)
+    like = torch.zeros(len(rows), 2, model.map.codebook.state_size)
+    z = model.map.path.draw_noise(Rng(1, rows), "z", like)
+    heard = []
+    told = model.map.logits
+
+    def hears(x, t, s, *more):
+        heard.append((float(t[0]), float(s[0])))
+        return told(x, t, s, *more)
+
+    model.map.logits = hears
+    how = Refinement(3, "ancestral", times=model.trained_times(3))
+    ours = how.last_logits(Draft(model.map, None, None), z, Rng(2, rows)).softmax(-1)
+    times = [float(1 / (1 + s**0.5)) for s in grid]
+    assert heard == [pytest.approx(pair, abs=1e-6) for pair in zip(times, [*times[1:], 0.0], strict=True)]
+    law = Ancestral(model.map, torch.tensor(grid, dtype=torch.float64), told=True)
+    with torch.no_grad():
+        theirs = law.last(z, Rng(3, rows)).softmax(-1)
+    error = ((ours.var(0) + theirs.var(0)) / len(rows)).sqrt()
+    assert ((ours.mean(0) - theirs.mean(0)).abs() < 4.5 * error + 1e-6).all()
+    second = [(p[:, 0, :, None] * p[:, 1, None]).mean(0) for p in (ours, theirs)]  # both tokens together
+    torch.testing.assert_close(*second, atol=0.01, rtol=0)
+    blank = Known(torch.zeros(4, 2, dtype=torch.long), torch.zeros(4, 2, dtype=torch.bool))
+    assert model.write(blank, Rng(0, torch.arange(4)), steps=3, sampler="ancestral").nfe == 3
+    with pytest.raises(ValueError, match="trained for 3"):
+        model.write(blank, Rng(0, torch.arange(4)), steps=2, sampler="ancestral")

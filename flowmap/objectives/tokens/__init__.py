@@ -1,6 +1,7 @@
 """Objectives on token states: one method a file, on logits, all with the signature of `objectives.base.Objective`."""
 
 from flowmap.objectives.base import Objective
+from flowmap.objectives.tokens.ancestral import AncestralBound
 from flowmap.objectives.tokens.base import TokenObjective, TokenStates
 from flowmap.objectives.tokens.categorical import CategoricalFlowMap
 from flowmap.objectives.tokens.diagonal import CrossEntropy, Endpoint
@@ -15,6 +16,7 @@ TOKEN_OBJECTIVES: dict[str, type[Objective]] = {
     "cross-entropy": CrossEntropy,
     "endpoint": Endpoint,
     "vlb": VariationalBound,
+    "k-step": AncestralBound,
     "kl-psd": ProgressiveKL,
     "trajectory": TrajectoryKL,
     "esd": EulerianKL,

@@ -210,7 +210,12 @@ class TokenObjective(Objective):
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     """Σ_l −log p(x^l), (rows,), in nats."""
-    return -in_full(logits).log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(1)
+    return each_cross_entropy(logits, tokens).sum(1)
+
+
+def each_cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """−log p(x^l), (rows, N), in nats."""
+    return -in_full(logits).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
 def kl(q: Tensor, logits: Tensor) -> Tensor:
