@@ -19,7 +19,8 @@ from flowlm.token_map import Known
 from flowmap.rng import Rng
 
 if TYPE_CHECKING:
-    from flowlm.writing import Draft, Refinement
+    from flowlm.draft import Draft
+    from flowlm.writing import Refinement
 
 Order = Literal["left-to-right", "right-to-left", "random"]
 ORDERS: tuple[Order, ...] = ("left-to-right", "right-to-left", "random")

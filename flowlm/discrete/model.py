@@ -11,10 +11,11 @@ from flowlm.discrete.base import DiscreteMap
 from flowlm.discrete.causal import CausalMap
 from flowlm.discrete.masked import MaskedMap
 from flowlm.discrete.writing import FILLING, write_causal, write_masked
+from flowlm.draft import Watcher
 from flowlm.generation import FlowGenerationConfig, FlowGenerationMixin
 from flowlm.model import WindowConfig, make_codebook
 from flowlm.token_map import Known
-from flowlm.writing import Watcher, Written, behind, write_blocks
+from flowlm.writing import Written, behind, write_blocks
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.rng import Rng
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from flowlm.discrete.masked import random_order
+from flowlm.draft import Watcher
 from flowlm.token_map import Known, TokenContext
-from flowlm.writing import Watcher, Written
+from flowlm.writing import Written
 from flowmap.rng import Rng
 from flowmap.warp import Warp
 

@@ -13,10 +13,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from flowlm.draft import Draft
 from flowlm.likelihood.denoiser import Denoiser, passes
 from flowlm.likelihood.terms import time_of
 from flowlm.token_map import TokenMap
-from flowlm.writing import Draft, Refinement
+from flowlm.writing import Refinement
 from flowmap.path import expand
 from flowmap.rng import Rng
 

@@ -1,0 +1,75 @@
+"""What the samplers of the core ask of a token map: endpoints of its softmaxes, with and without what is known, every call counted."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowlm.token_map import Known, TokenContext, TokenMap
+from flowmap.samplers import Guided
+from flowmap.self_conditioning import TwoPass
+
+Watcher = Callable[[Tensor], None]
+"""Hears tokens as they stand, (rows, n), of the rows that have not ended."""
+
+
+class Draft(Guided):
+    """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate. guidance w: the samplers walk by
+    g_0 + w·(g_c − g_0), g_0 where nothing that is known is shown, and tokens are drawn from p ∝ p_0^{1−w} p_c^w."""
+
+    def __init__(
+        self, model: TokenMap | TwoPass, context: TokenContext | None, watch: Watcher | None, guidance: float = 1.0
+    ) -> None:
+        super().__init__(
+            model, context, None if guidance == 1 or context is None else context.known.without(), guidance
+        )
+        self.passes, self.finishes = getattr(model, "passes", 1), getattr(model, "finishes", False)
+        self.watch, self.decoder_calls = watch, 0
+
+    @torch.no_grad()
+    def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
+        """(batch, length, V)."""
+        return self.mixed(*self.answers(x, t, s, copies))
+
+    def answers(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> list[Tensor]:
+        """Logits of every branch."""
+        self.count(copies * self.passes)
+        z = [self.model.logits(x, t, s, context) for context in self.branches(len(x), copies)]
+        if self.watch is not None:
+            self.watch(self.mixed(*z).argmax(-1))
+        return z
+
+    def know(self, known: Known) -> None:
+        """From now on, of the map's own states."""
+        self.context = self.context.knowing(known)
+        if self.without is not None:
+            self.without = self.without.knowing(known)
+
+    def velocity(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
+        return self.path.secant(x, self.heading(x, t, s, copies), t)
+
+    def jump(self, x: Tensor, t: Tensor, s: Tensor, told: Tensor | None = None) -> Tensor:
+        return self.path.jump(x, self.heading(x, t, s if told is None else told), t, s)
+
+    def heading(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
+        """g."""
+        if self.finishes:
+            self.count(copies * self.passes)
+            with torch.no_grad():
+                ends = [self.model.endpoint(x, t, s, context) for context in self.branches(len(x), copies)]
+            return self.mixed(*ends).to(x.dtype)
+        return self.ends(self.answers(x, t, s, copies), x)
+
+    def ends(self, answers: list[Tensor], x: Tensor) -> Tensor:
+        """g of the logits of every branch."""
+        return self.mixed(*(self.path.expected(self.model.codebook, z, x).to(x.dtype) for z in answers))
+
+    @torch.no_grad()
+    def read(self, landed: Tensor) -> Tensor:
+        """Logits of finished states, (batch, length, V), in one pass whatever the others are made of."""
+        self.count(1)
+        model, now = getattr(self.model, "model", self.model), landed.new_zeros(len(landed))
+        z = self.mixed(*(model.logits(landed, now, now, context) for context in self.branches(len(landed))))
+        if self.watch is not None:
+            self.watch(z.argmax(-1))
+        return z
