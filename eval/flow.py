@@ -72,7 +72,7 @@ def samplings(
     seed: int = 0,
     asked: Any = None,
 ) -> list[Sampling]:
-    """One for each number of steps that the model can take. sampler: default its own first. asked: has OPTIONS, None where
+    """One for each number of steps that the model can take. sampler: default the one that it was saved with. asked: has OPTIONS, None where
     nothing was asked for."""
     told = {
         own: value
@@ -85,7 +85,7 @@ def samplings(
     if unknown := sorted(set(told) - set(extras)):
         raise ValueError(f"--{unknown[0].replace('_', '-')}: {run.name} has no such option, leave it out")
     samplers = run.model.generation_config_class.samplers
-    sampler = sampler or samplers[0]
+    sampler = sampler or run.model.generation_config.sampler
     if sampler not in samplers:
         raise ValueError(f"--sampler {sampler}: {run.name} knows {', '.join(samplers)}")
     return [Sampling(n, sampler, warp or Warp(), seed, told) for n in run.model.grids(steps)]

@@ -13,7 +13,7 @@ from flowlm.discrete.model import (
 )
 from flowlm.model import FlowLM, FlowLMConfig
 from flowmap.objectives import Objective
-from flowmap.objectives.tokens import TOKEN_OBJECTIVES
+from flowmap.objectives.tokens import TOKEN_OBJECTIVES, AncestralBound
 from flowmap.objectives.tokens.decoded import DecodedEndpoint
 from training.fields import FlowConfig
 
@@ -45,7 +45,15 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
         raise ValueError(
             "flow.codebook contextual and flow.objective decoded go together: other losses look codes up in a table"
         )
-    return FlowLM(FlowLMConfig(path=plan.path, prior=plan.prior, **own, **common))
+    model = FlowLM(FlowLMConfig(path=plan.path, prior=plan.prior, **own, **common))
+    if denoises_alone(objective):
+        model.generation_config.sampler = "ddim"
+    return model
+
+
+def denoises_alone(objective: Any) -> bool:
+    """Whether its map has never been told a time it lands at, so that jumps are no way to write with it."""
+    return getattr(objective, "diagonal", 1.0) == 1.0 and not isinstance(objective, AncestralBound)
 
 
 def _autoregressive(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> AutoregressiveLM:

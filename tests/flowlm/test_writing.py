@@ -128,7 +128,8 @@ def test_ancestral_steps_are_taken_at_the_times_that_were_trained_and_the_map_is
     """The sampler in x_t is the law in z = y√S that the bound charges for: the same mean last softmax; by its own grid alone."""
     from flowlm import FlowLM, FlowLMConfig
     from flowlm.likelihood import Ancestral
-    from flowlm.writing import Draft, Refinement
+    from flowlm.draft import Draft
+    from flowlm.writing import Refinement
 
     torch.manual_seed(0)
     grid, backbone = [0.0, 0.4, 1.3], {"width": 24, "depth": 1, "heads": 2, "time_scale": 10.0}

@@ -15,6 +15,9 @@ CHARACTERS = sorted(
     name for name in preset_names() if name.startswith("flow-") and load_preset(name).tokenizer.kind == "characters"
 )
 
+TWO_TIMES = {"flow-block-flow", "flow-cfm", "flow-dfm-esd", "flow-dfm-psd", "flow-fmlm", "flow-leap"}
+"""Those whose network is told where a jump lands."""
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -49,6 +52,8 @@ def test_every_preset_of_characters_trains_and_writes(name, tiny, earlier, tmp_p
         config.flow.state_size = 8  # of the 16 of this small encoder
     assert train(config, tmp_path / "run", build, quiet=True)["loss"] > 0
     model = AutoModel.from_pretrained(model_folder(tmp_path / "run"), dtype=torch.float32)
+    told = {"flow-ar": "causal", "flow-mdlm": "ancestral", "flow-bd3lm": "ancestral"}
+    assert model.generation_config.sampler == told.get(name, "pushforward" if name in TWO_TIMES else "ddim")
     out = model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=8, return_dict_in_generate=True)
     assert out.sequences.shape[1] <= 9 and out.nfe >= 1
 
