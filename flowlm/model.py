@@ -12,7 +12,8 @@ from flowlm.pyramid import Order
 from flowlm.token_map import Known, TokenContext, TokenMap
 from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
-from flowmap.codebook import Bits, Codebook, Embedding, OneHot, Table
+from flowmap.codebook import CODEBOOKS, Bits, Codebook, Embedding, OneHot, Table
+from flowmap.naming import is_own, own_class
 from flowmap.rng import Rng
 from flowmap.sphere import TOKEN_PATHS
 
@@ -143,7 +144,7 @@ def check_path(config: FlowLMConfig) -> None:
 
 
 def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
-    """size: V. state_size: d of the codes that have one."""
+    """size: V. state_size: d of the codes that have one. kind: one of ours, or module:Class, made of both sizes."""
     if kind == "one-hot":
         return OneHot(size)
     if kind == "bits":
@@ -152,7 +153,9 @@ def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
         return Table(torch.zeros(size, state_size))
     if kind in ("embedding", "sphere"):
         return Embedding(size, state_size, norm=state_size**0.5)
-    raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table")
+    if is_own(kind):
+        return own_class(kind, Codebook)(size, state_size)
+    raise ValueError(f"unknown codebook {kind!r}: known are {', '.join(CODEBOOKS)}, and your own as module:Class")
 
 
 AutoConfig.register(FlowLMConfig.model_type, FlowLMConfig)
