@@ -271,6 +271,9 @@ class TrainingConfig:
     """auto: bfloat16 autocast on GPUs and on CPUs with AMX or AVX512-BF16, float32 elsewhere"""
     threads: Count | None = None
     """CPU threads; default: the faster of one and all, timed at the start and kept on resume"""
+    tracker: Literal["tensorboard", "wandb"] | None = None
+    """tell an experiment tracker what metrics.jsonl is told: tensorboard (extra trackers), into the run's folder trackers, or wandb,
+    if it is installed"""
     log_every: Count = 10
     evaluate_every: Count = 500
     evaluate_batches: Count = 8

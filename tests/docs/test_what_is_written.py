@@ -19,6 +19,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 
 NOT_RUN = {
     "README.md": ["these two set up the repository itself, and the second is what runs this page"],
+    "several-machines.md": ["needs eight GPUs", "needs two machines", "needs Slurm"],
     "ten-minutes.md": ["the test runs in an installation that is there already"],
 }
 NEEDS = {"lm-eval.md": ["LEAPLM_DATA"]}
@@ -101,8 +102,8 @@ def known_options():
     return set(re.findall(r"--[a-z][\w.-]+", said.getvalue()))
 
 
-OTHERS = {"--help", "--multi_gpu", "--num_processes", "--model", "--nproc_per_node"}
-"""Options of accelerate, torchrun and lm-eval that pages speak of."""
+OTHERS = {"--help", "--logdir", "--model", "--multi_gpu", "--num_processes", "--nproc_per_node"}
+"""Options of accelerate, torchrun, tensorboard and lm-eval that pages speak of."""
 
 
 @every_page
