@@ -13,7 +13,7 @@ from training.tracking import flat, log_with
 
 
 def config(**more):
-    quick = dict(training__steps=6, training__batch_size=16, training__log_every=2, training__evaluate_every=3)
+    quick = {"training__steps": 6, "training__batch_size": 16, "training__log_every": 2, "training__evaluate_every": 3}
     return override(load_preset("poker"), training__threads=1, training__evaluate_batches=1, **quick, **more)
 
 
@@ -64,7 +64,7 @@ def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, monkeypatch, trac
 
 
 def test_an_unknown_tracker_is_refused_by_name():
-    with pytest.raises(ValueError, match="training.tracker"):
+    with pytest.raises(ValueError, match=r"training\.tracker"):
         config(training__tracker="notebook")
 
 
