@@ -13,7 +13,7 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT, blocks
 
-LIMIT = 1500
+LIMIT = 3000
 """Seconds for a page."""
 
 
