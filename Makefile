@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-full check format clean
+.PHONY: setup demo test test-full check docs format clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -33,9 +33,12 @@ check: setup
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info

@@ -16,7 +16,8 @@ from flowlm.rounding import DECODERS, Rounding
 from flowlm.token_map import Known, TokenContext, TokenMap
 from flowlm.writing import Written, write
 from flowmap.backbone import Backbone, BackboneConfig
-from flowmap.codebook import Bits, Codebook, Embedding, OneHot, Table
+from flowmap.codebook import CODEBOOKS, Bits, Codebook, Embedding, OneHot, Table
+from flowmap.naming import is_own, own_class
 from flowmap.objectives.tokens.ancestral import snr_time
 from flowmap.rng import Rng
 from flowmap.sphere import TOKEN_PATHS
@@ -224,7 +225,7 @@ def make_decoder(like: BackboneConfig, fields: dict[str, Any]) -> Backbone:
 
 
 def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
-    """size: V. state_size: d of the codes that have one."""
+    """size: V. state_size: d of the codes that have one. kind: one of ours, or module:Class, made of both sizes."""
     if kind == "one-hot":
         return OneHot(size)
     if kind == "bits":
@@ -233,7 +234,11 @@ def make_codebook(kind: str, size: int, state_size: int) -> Codebook:
         return Table(torch.zeros(size, state_size))
     if kind in ("embedding", "sphere"):
         return Embedding(size, state_size, norm=state_size**0.5)
-    raise ValueError(f"unknown codebook {kind!r}: known are one-hot, embedding, sphere, bits, table, contextual")
+    if is_own(kind):
+        return own_class(kind, Codebook)(size, state_size)
+    raise ValueError(
+        f"unknown codebook {kind!r}: known are {', '.join(CODEBOOKS)}, contextual, and your own as module:Class"
+    )
 
 
 AutoConfig.register(FlowLMConfig.model_type, FlowLMConfig)

@@ -101,7 +101,8 @@ class HeadConfig:
 
     name: str | None = None
     """independent, blockwise, medusa; first-order-chain, recurrent-chain, gru-chain, block-chain, text-chain,
-    text-recurrent-chain, lattice-chain; mixture, mixture-of-chains, hidden-markov, tree; sequential; noise; flow-map; none: the trunk alone"""
+    text-recurrent-chain, lattice-chain; mixture, mixture-of-chains, hidden-markov, tree; sequential; noise; flow-map; or your own as
+    module:Class; none: the trunk alone"""
     block_size: Count = 4
     """K, tokens per trunk pass, from 2 to 16"""
     rank: Count | None = None
@@ -148,7 +149,7 @@ class ImageConfig:
     """mirror half of the images"""
     objective: str = "flow-matching"
     """flow-matching, imm, shortcut, mean-flow, improved-mean-flow, lagrangian, eulerian, progressive, consistency,
-    continuous-consistency, trajectory, terminal-velocity, alpha-flow, drifting, energy"""
+    continuous-consistency, trajectory, terminal-velocity, alpha-flow, drifting, energy, or your own as module:Class"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
     """the objective's own: k, group_size, kernel, diagonal, power, times (uniform or logit-normal), …; low_discrepancy true:
     times spread evenly over the batch"""
@@ -186,7 +187,7 @@ class FlowConfig:
     objective: str = "kl-psd"
     """cross-entropy, endpoint, vlb: the denoiser alone; decoded: that of contextual codes; k-step: what so many ancestral steps are
     charged for; kl-psd, trajectory, esd, lsd, categorical, imm, energy: the few-step map
-    too; the baselines autoregressive and masked (diffusion), which have tokens for states"""
+    too; the baselines autoregressive and masked (diffusion), which have tokens for states; or your own as module:Class"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
     """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point, times (uniform,
     logit-normal; running, gumbel: where cross-entropy is found to fall; one-hot: decode-error, decode-error-mixed; vlb: learned);
@@ -197,9 +198,10 @@ class FlowConfig:
     """a run whose frozen denoiser is learned from in the place of the text's tokens (objectives with a few-step part)"""
     project: bool = False
     """take out of the few-step loss's gradient what goes against the denoiser's"""
-    codebook: Literal["one-hot", "embedding", "sphere", "bits", "table", "contextual"] = "one-hot"
-    """what a token's state is; sphere: learned codes on great circles, with path slerp; table: an encoder's, frozen; contextual:
-    what an encoder makes of it in its whole window, frozen, with objective decoded"""
+    codebook: str = "one-hot"
+    """what a token's state is: one-hot, embedding, sphere, bits, table, contextual, or your own as module:Class; sphere: learned
+    codes on great circles, with path slerp; table: an encoder's, frozen; contextual: what an encoder makes of it in its whole
+    window, frozen, with objective decoded"""
     state_size: Count = 32
     """of learned codes, and of an encoder's after PCA"""
     encoder: str | None = None
@@ -283,6 +285,9 @@ class TrainingConfig:
     """auto: bfloat16 autocast on GPUs and on CPUs with AMX or AVX512-BF16, float32 elsewhere"""
     threads: Count | None = None
     """CPU threads; default: the faster of one and all, timed at the start and kept on resume"""
+    tracker: Literal["tensorboard", "wandb"] | None = None
+    """tell an experiment tracker what metrics.jsonl is told: tensorboard (extra trackers), into the run's folder trackers, or wandb,
+    if it is installed"""
     log_every: Count = 10
     evaluate_every: Count = 500
     evaluate_batches: Count = 8

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from training.projection import Projection
 from training.run_dir import RunDir
 from training.schedules import learning_rate
 from training.task import Task
+from training.tracking import begin, log_with, tell
 
 
 class SliceLoss(nn.Module):
@@ -58,8 +59,10 @@ def train(
     """Run or go on with a run; returns the last validation metrics."""
     quiet_libraries()
     keep_freed_memory()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    main, device, plan = accelerator.is_main_process, accelerator.device, config.training
+    plan = config.training
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **log_with(plan.tracker, run_dir))
+    check_whole(accelerator.distributed_type)
+    main, device = accelerator.is_main_process, accelerator.device
     folder = RunDir(run_dir)
     with accelerator.main_process_first():
         if main:
@@ -84,6 +87,12 @@ def train(
         folder.record(
             **task.facts, precision=precision, threads=torch.get_num_threads(), processes=accelerator.num_processes
         )
+
+    begin(accelerator, config, run_dir)
+
+    def log(record: dict[str, Any]) -> None:
+        folder.log(record)
+        tell(accelerator, record)
 
     optimizers = make_optimizers(module, config.optimizer)
     average = AveragedModel(task.trainable, multi_avg_fn=moving_average(plan.ema)) if plan.ema else None
@@ -167,13 +176,13 @@ def train(
             shown = {"loss": metrics["loss"], **{k: v for k, v in validation.items() if k == "head_nll"}}
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
             if main:
-                folder.log({"step": done, "split": "train", **metrics})
+                log({"step": done, "split": "train", **metrics})
             clock, window, waited = time.perf_counter(), Metrics(), 0.0
         if task.validation and (done % plan.evaluate_every == 0 or done == plan.steps):
             before = time.perf_counter()
             if main:
                 validation = evaluate(task, module, average, device)
-                folder.log({"step": done, "split": "validation", **validation})
+                log({"step": done, "split": "validation", **validation})
             accelerator.wait_for_everyone()
             clock += time.perf_counter() - before
         if saves:
@@ -200,6 +209,15 @@ def evaluate(task: Task, module: SliceLoss, average: AveragedModel | None, devic
         more = task.probe() if task.probe else {}
     module.train()
     return metrics.means() | more
+
+
+def check_whole(launched: DistributedType) -> None:
+    """Averages, checkpoints and validation read a process's own weights, so every process must hold all of them."""
+    if launched in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"{launched.value} cuts the weights among processes, and leaplm train needs them whole on each: launch it with "
+            "configs/accelerate/ddp.yaml; loops of your own may shard our models"
+        )
 
 
 class Metrics:

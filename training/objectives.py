@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from flowmap.naming import is_own, own_class
 from flowmap.objectives import Objective
 from flowmap.signal import SignalLaw
 from flowmap.times import LogitNormal, TimeLaw, Uniform
@@ -27,6 +28,8 @@ def build_objective(
 ) -> Objective:
     """section: of the configuration, for what is said of a mistake. The option `times` is the name of one of laws;
     `low_discrepancy`, of any objective with times, spreads them evenly over the global batch."""
+    if is_own(plan.objective):
+        known = {**known, plan.objective: own_class(plan.objective, Objective)}
     if plan.objective not in known:
         raise ValueError(f"unknown objective {plan.objective!r}: known are {', '.join(known)}")
     kind = known[plan.objective]

@@ -19,7 +19,7 @@ import yaml
 from training.config import RunConfig, difference, read_yaml, to_dict, validate
 from training.provenance import git_diff, provenance, write_json
 
-OURS = {"checkpoints", "command.txt", "diff.patch", "config.yaml", "provenance.json", "metrics.jsonl"}
+OURS = {"checkpoints", "command.txt", "diff.patch", "config.yaml", "provenance.json", "metrics.jsonl", "trackers"}
 """What an attempt that left no checkpoint may have written."""
 
 

@@ -5,6 +5,8 @@ import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from flowmap.naming import is_own, own_class
+
 if TYPE_CHECKING:
     from mtp.heads.base import JointHead
 
@@ -51,7 +53,11 @@ def build_head(
 
 
 def family(name: str) -> "type[JointHead]":
-    """The class of a head by its name."""
+    """The class of a head by its name; module:Class is a head of one's own."""
+    if is_own(name):
+        from mtp.heads.base import JointHead
+
+        return own_class(name, JointHead)
     if name not in _HOMES:
         near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(NAMES)}"

@@ -127,8 +127,8 @@ def test_two_passes_a_step_are_counted_and_read_the_first_passes_estimate():
 def test_ancestral_steps_are_taken_at_the_times_that_were_trained_and_the_map_is_told_where_each_lands():
     """The sampler in x_t is the law in z = y√S that the bound charges for: the same mean last softmax; by its own grid alone."""
     from flowlm import FlowLM, FlowLMConfig
-    from flowlm.likelihood import Ancestral
     from flowlm.draft import Draft
+    from flowlm.likelihood import Ancestral
     from flowlm.writing import Refinement
 
     torch.manual_seed(0)
