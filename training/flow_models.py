@@ -47,7 +47,7 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
         )
     model = FlowLM(FlowLMConfig(path=plan.path, prior=plan.prior, **own, **common))
     if denoises_alone(objective):
-        model.generation_config.sampler = "ddim"
+        model.generation_config.sampler = "ddim"  # type: ignore[attr-defined]
     return model
 
 
