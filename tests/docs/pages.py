@@ -16,10 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHELL, PYTHON, DATA = ("", "sh", "bash"), ("python",), ("text", "yaml", "json")
+SHELL, PYTHON, DATA = ("", "sh", "bash"), ("python",), ("text", "yaml", "json", "{toctree}")
 """What is run, and what is only read; no other language is known."""
 
-FENCE = re.compile(r"^```([\w-]*)\n(.*?)^```$|<!--\s*(.*?)\s*-->", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$|<!--\s*(.*?)\s*-->", re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"# ([\w.-]+\.\w+)\n")
 
 
@@ -70,6 +70,12 @@ def blocks(path: Path, shorten: bool = True) -> list[Block]:
             kind = "file"
         found.append(
             Block(page, line, kind, code, said.pop("not run", None), said.pop("needs", None), named and named[1])
+        )
+    fences = len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE))
+    read = sum(block.shown for block in found)
+    if fences != 2 * read:
+        raise ValueError(
+            f"{page}: {fences} fences and {read} blocks: each begins and ends with ``` in the first column"
         )
     if said:
         raise ValueError(f"{page}: a comment stands before no block: {said}")

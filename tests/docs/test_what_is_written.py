@@ -188,6 +188,9 @@ def test_a_page_is_read_as_the_comments_say(tmp_path):
     "text, told",
     [
         ("```ruby\nputs 1\n```\n", "ruby"),
+        ('```python title="a"\nprint()\n```\n', "title"),
+        ("- a list\n\n  ```sh\n  ls\n  ```\n", "2 fences and 0 blocks"),
+        ("~~~sh\nls\n~~~\n", "2 fences and 0 blocks"),
         ("<!-- skip this -->\n```sh\nls\n```\n", "nothing known"),
         ("<!-- not run: too large -->\n", "no block"),
     ],
