@@ -17,9 +17,9 @@ BATCH = 64
 """Windows scored at once."""
 
 
-def score_windows(run: FlowRun, states: TokenStates, seed: int, calls: int) -> Score:
-    """calls: of the network for each window; the exact score takes one."""
-    parts = [_score(run, states[rows], seed, rows, calls) for rows in _slices(states)]
+def score_windows(run: FlowRun, states: TokenStates, rng: Rng, calls: int) -> Score:
+    """rng: addressed, one sample a window. calls: of the network for each window; the exact score takes one."""
+    parts = [_score(run, states[rows], rng[rows], calls) for rows in _slices(states)]
     repeats = torch.cat([part.repeats for part in parts], 1).cpu()
     tokens = unknown(states).sum(1).double().cpu()
     if parts[0].kind == "exact":
@@ -27,10 +27,10 @@ def score_windows(run: FlowRun, states: TokenStates, seed: int, calls: int) -> S
     return Score.of({"nelbo": repeats}, tokens, parts[0].kind, nfe=calls)
 
 
-def _score(run: FlowRun, states: TokenStates, seed: int, rows: torch.Tensor, calls: int):
+def _score(run: FlowRun, states: TokenStates, rng: Rng, calls: int):
     if ESTIMATOR[run.model.config.model_type] == "exact":
         return exact_nll(run.model.map, states)
-    return nelbo(run.model.map, states, Rng(seed, rows), calls)
+    return nelbo(run.model.map, states, rng, calls)
 
 
 def _slices(states: TokenStates) -> Iterator[torch.Tensor]:

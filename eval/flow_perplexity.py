@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,10 @@ from flowlm.likelihood import (
     ode,
     vlb,
 )
+from flowlm.likelihood.clock import Clock
 from flowlm.likelihood.curve import CELLS
+from flowlm.likelihood.denoiser import check
+from flowlm.likelihood.terms import snr_of
 from flowmap.objectives.tokens import TokenStates
 from flowmap.rng import Rng
 from flowmap.self_conditioning import TwoPass
@@ -104,43 +108,65 @@ def asked_as_trained(run: FlowRun) -> Any:
 
 
 class Estimators:
-    """Estimators of one run, fitted on its training windows as they are needed."""
+    """Estimators of one run, fitted on its training windows as they are needed; without any, only what needs no fit."""
 
-    def __init__(self, run: FlowRun, training: TokenStates, asked: Request) -> None:
+    def __init__(self, run: FlowRun, training: TokenStates | None, asked: Request) -> None:
         own = asked_as_trained(run)
-        self.run, self.map, self.training, self.asked = run, FromZero(own) if asked.from_zero else own, training, asked
-        self.rng = self._addressed(training.size, asked.seed + FIT_SEED)
-        self._curve: Curve | None = None
+        self.run, self.map, self.asked = run, FromZero(own) if asked.from_zero else own, asked
+        self._training, self._proved = training, False
 
-    @staticmethod
-    def _addressed(rows: int, seed: int) -> Rng:
-        return Rng(seed, torch.arange(rows))
+    def _addressed(self, samples: Tensor, seed: int) -> Rng:
+        return Rng(seed, samples.to(self.run.model.device))
 
     @property
-    def curve(self) -> Curve:
-        if self._curve is None:
-            draws = max(8, -(-16 * CELLS // self.training.size))
-            self._curve = measure(self.map, self.training, self._on_device(self.rng), draws=draws)
-        return self._curve
+    def training(self) -> TokenStates:
+        if self._training is None:
+            raise ValueError(
+                f"{self.run.name} does not say what it was trained on, and {self.asked.estimator} is fitted on that: name a "
+                "text or a suite with data"
+            )
+        return self._training
 
-    def scores(self, states: TokenStates, listed: bool, calls: int = 0) -> Iterator[Made]:
-        """listed: every prompt's answers are there, so that one noise may serve them all, except of blocks, which stand behind
-        a text each. calls: at least so many."""
-        asked, rng = (
-            replace(self.asked, calls=max(calls, self.asked.calls)),
-            self._on_device(self._addressed(states.size, self.asked.seed)),
+    @property
+    def rng(self) -> Rng:
+        """Of what is fitted."""
+        return self._addressed(torch.arange(self.training.size), self.asked.seed + FIT_SEED)
+
+    @cached_property
+    def curve(self) -> Curve:
+        draws = max(8, -(-16 * CELLS // self.training.size))
+        return measure(self.map, self.training, self.rng, draws=draws)
+
+    @cached_property
+    def clock(self) -> Clock:
+        """Of the variational bound: the one of least variance, or, without text to fit it on, one that is even in log S up to
+        the least time that was trained."""
+        if self._training is not None:
+            return fit_clock(self.map, self.training, self.rng, self.curve)
+        codes = self.map.codebook.encode(
+            torch.arange(min(256, self.run.model.config.vocab_size), device=self.run.model.device)
         )
+        length = float(codes.detach().square().sum(-1).mean()) * self.run.model.config.length
+        return Clock.even(1e-3 / length, snr_of(self.map.path, self.map.t_min), CELLS)
+
+    def scores(
+        self, states: TokenStates, listed: bool, calls: int = 0, addresses: Tensor | None = None
+    ) -> Iterator[Made]:
+        """listed: every prompt's answers are there, so that one noise may serve them all, except of blocks, which stand behind
+        a text each. calls: at least so many. addresses: of the randomness of each row, default its place."""
+        asked = replace(self.asked, calls=max(calls, self.asked.calls))
+        rng = self._addressed(torch.arange(states.size) if addresses is None else addresses, asked.seed)
         if asked.estimator in ESTIMATOR.values():
-            yield Made(score_windows(self.run, states, asked.seed, asked.calls))
+            yield Made(score_windows(self.run, states, rng, asked.calls))
             return
         if asked.estimator == "vlb":
-            clock = fit_clock(self.map, self.training, self._on_device(self.rng), self.curve)
-            yield Made(vlb(self.map, states, rng, clock, asked.calls))
+            yield Made(vlb(self.map, states, rng, self.clock, asked.calls, trusted=self._checked(states)))
         for steps in self._numbers_of_steps():
             if asked.estimator == "k-step":
                 draws = max(2, asked.calls // (steps + 1))
                 grid, told = self._grid(steps)
-                yield Made(k_step(self.map, states, rng, grid, draws, told=told), steps, steps + 1, told)
+                score = k_step(self.map, states, rng, grid, draws, self._checked(states), told)
+                yield Made(score, steps, steps + 1, told)
             elif asked.estimator == "ode":
                 end = float(self.curve.edges[self.curve.end(ODE_SLACK)])
                 yield Made(ode(self.map, states, rng, end, steps, draws=2))
@@ -171,7 +197,7 @@ class Estimators:
         if listed and self.asked.block is None:
             return Made(together(law, states, self.asked.seed, self.asked.draws), steps, law.nfe)
         end = float(self.curve.edges[self.curve.end(ODE_SLACK)])
-        rho = fit_inflation(law, self.training, self._on_device(self.rng), end)
+        rho = fit_inflation(law, self.training, self.rng, end)
         return Made(importance(law, states, rng, rho, end), steps, law.nfe)
 
     def certify(self, strings: TokenStates) -> Certificate:
@@ -179,9 +205,12 @@ class Estimators:
         found = [of_score(made.score) for made in self.scores(strings, True, CERTIFIED_CALLS)]
         return max(found, key=lambda one: one.total - 3 * one.stderr)
 
-    def _on_device(self, rng: Rng) -> Rng:
-        assert rng.samples is not None
-        return Rng(rng.seed, rng.samples.to(self.training.tokens.device), rng.batch)
+    def _checked(self, states: TokenStates) -> bool:
+        """That the network keeps nothing between calls, once."""
+        if not self._proved:
+            check(self.map, states.tokens, states.context)
+            self._proved = True
+        return True
 
 
 def together(law: FewStep, states: TokenStates, seed: int, draws: int) -> Score:

@@ -130,11 +130,15 @@ class HarnessModel(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
         return sums
 
+    def span(self, context: Sequence[int], continuation: Sequence[int]) -> Span:
+        """What is read of a request: of a causal trunk, all but its last token."""
+        return Span.of(context, continuation, self.max_length + 1, 1)
+
     def _loglikelihood_tokens(  # type: ignore[override]
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, want_greedy: bool = True
     ) -> list[tuple[float, bool]]:
-        spans = [Span.of(context, continuation, self.max_length) for _, context, continuation in requests]
-        cut = sum(len(c) + len(x) > self.max_length + 1 for _, c, x in requests)
+        spans = [self.span(context, continuation) for _, context, continuation in requests]
+        cut = sum(len(c) + len(x) > len(span.tokens) for span, (_, c, x) in zip(spans, requests, strict=True))
         if cut:
             logger.warning("%d contexts are cut from the left to the %d tokens that are read", cut, self.max_length)
         whole = [i for i, span in enumerate(spans) if span.start < len(span.tokens)]
@@ -157,8 +161,10 @@ class HarnessModel(TemplateLM):
         for number, request in enumerate(requests):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
         addresses = self._addresses(requests)
-        for numbers in groups.values():
-            how = self._writing(requests[numbers[0]].args[1])
+        asked = [
+            self._writing(requests[numbers[0]].args[1]) for numbers in groups.values()
+        ]  # refused before any is written
+        for how, numbers in zip(asked, groups.values(), strict=True):
             room = self.room(how.new)
             order = sorted(numbers, key=lambda i: (-len(prompts[i][-room:]), prompts[i]))
 

@@ -17,7 +17,7 @@ def harness_records(results: dict[str, Any]) -> list[dict[str, Any]]:
     run = ours.get("run") or (asked.get("model_args") or {}).get("pretrained")
     contract = {
         "batch": asked.get("batch_size"), "dtype": asked.get("model_dtype", "unknown").removeprefix("torch."),
-        **{key: ours[key] for key in ("decoder", "block", "verify", "steps", "sampler", "max_length", "ema") if key in ours},
+        **{key: ours[key] for key in ("decoder", "block", "verify", "steps", "sampler", "estimator", "calls", "max_length", "ema") if key in ours},
     }  # fmt: skip
     common: dict[str, Any] = {
         "subject": model, "run": run, "train_seed": ours.get("train_seed"), "sample_seed": ours.get("seed"),

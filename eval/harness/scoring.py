@@ -25,20 +25,21 @@ from mtp.losses.linear_nll import chunk_rows
 
 @dataclass(frozen=True)
 class Span:
-    """tokens: context and continuation; start ≥ 1: where in them the continuation begins."""
+    """tokens: context and continuation; start: where in them the continuation begins, of a causal trunk 1 or later."""
 
     tokens: tuple[int, ...]
     start: int
 
     @classmethod
-    def of(cls, context: Sequence[int], continuation: Sequence[int], longest: int) -> "Span":
-        """longest: tokens that the trunk may read; what is over is cut from the left, as the harness does."""
-        if len(continuation) > longest:
+    def of(cls, context: Sequence[int], continuation: Sequence[int], longest: int, least: int = 0) -> "Span":
+        """longest: tokens at most; what is over is cut from the left, as the harness does. least: tokens of the context that
+        are kept in any case."""
+        if len(continuation) > longest - least:
             raise ValueError(
-                f"a continuation of {len(continuation)} tokens is longer than the {longest} that this model reads: "
-                "give max_length, or score it with a rolling task"
+                f"a continuation of {len(continuation)} tokens is longer than the {longest - least} that this model reads: "
+                "give max_length if it can read more, or score it with a rolling task"
             )
-        tokens = (*context, *continuation)[-(longest + 1) :]
+        tokens = (*context, *continuation)[-longest:]
         return cls(tokens, len(tokens) - len(continuation))
 
     @property

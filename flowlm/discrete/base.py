@@ -42,7 +42,9 @@ class DiscreteMap(nn.Module):
 
 
 def unknown(states: TokenStates) -> Tensor:
-    """(B, N) bool: the tokens that a model has to say something of."""
+    """(B, N) bool: the tokens that a model has to say something of; the others are known, or stand blank and stay so."""
+    if states.scored is not None:
+        return states.scored
     context: TokenContext | None = states.context
     return torch.ones_like(states.tokens, dtype=torch.bool) if context is None else ~context.known.at
 

@@ -1,4 +1,4 @@
-"""Tiny models with tokenizers in folders, as lm-eval loads them, and requests to put to them."""
+"""Tiny models with tokenizers in folders, as lm-eval loads them, requests to put to them, and the sum that is at most 1."""
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig

@@ -15,7 +15,7 @@ from flowmap.rng import Rng
 from flowmap.warp import Warp
 from mtp import MTPForCausalLM
 from tests.eval.harness_models import TEXTS, bpe_model, loud, request, save, tiny_trunk, word_model
-from training.data.tokenizer import train_bpe, word_tokenizer
+from training.data.tokenizer import train_bpe
 
 LONG = " ".join(TEXTS) * 2
 PAIRS = [
@@ -286,33 +286,6 @@ def test_a_plain_model_drafts_for_itself_under_jacobi(plain):
     asked = [request(*pair, kind="generate_until", at=i) for i, pair in enumerate(ASKED)]
     lm = LeapMTP(plain, decoder="verified", verify="jacobi", batch_size=3)
     assert lm.generate_until(asked, True) == LeapMTP(plain).generate_until(asked, True)
-
-
-def test_flow_models_write_windows_and_say_that_they_cannot_score(tmp_path):
-    from eval.harness.flow import LeapFlow
-    from flowlm import FlowLM, FlowLMConfig
-
-    torch.manual_seed(0)
-    tokenizer = word_tokenizer(["a b c d e"])
-    config = FlowLMConfig(
-        vocab_size=len(tokenizer),
-        length=8,
-        bos_token_id=0,
-        eos_token_id=0,
-        backbone={"width": 16, "depth": 1, "heads": 2},
-    )
-    folder = save(tmp_path, loud(FlowLM(config), 0.1), tokenizer)
-    one, many = (LeapFlow(folder, steps=2, batch_size=n, seed=1) for n in (1, 5))
-    contexts = ["a b", "c", "a b c d e a b c d e", "c"] * 3
-    drawn = sampled(one, contexts, max_gen_toks=3)
-    assert drawn == sampled(many, contexts, max_gen_toks=3) and max(len(text.split()) for text in drawn) <= 3
-    assert len(set(drawn)) > 3
-    with pytest.raises(ValueError, match="no likelihood"):
-        one.loglikelihood([request("a", " b")], True)
-    with pytest.raises(ValueError, match="estimator 'magic'"):
-        LeapFlow(folder, estimator="magic")
-    lengths = LeapFlow(folder, estimator=lambda run, spans, seed: [-float(len(s.tokens) - s.start) for s in spans])
-    assert lengths.loglikelihood([request("a", " b c"), request("a", " b")], True) == [(-2.0, False), (-1.0, False)]
 
 
 def test_all_heads_that_are_exact_spend_the_whole_probability_in_blocks(tmp_path):
