@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import frontier
+from eval import frontier, refinement
 from eval.head_table import NOTE, filled, head_rows, wide
 from eval.pictures import Point, bars, plot
 from eval.records import over_seeds, read_records
@@ -48,6 +48,7 @@ def run(args: Any, command: list[str]) -> None:
         *_side_by_side(records),
         *_speed_against_quality(records),
         *frontier.sections(records),
+        *refinement.sections(records),
         *surface_sections(records),
         *_nll_against_block(records),
         *_validity(records),

@@ -61,6 +61,7 @@ METRICS = frozenset(
         "ngram_kl",
         "effective_sample_size",
         "harness_score",
+        "slope",
     ]
 )
 
