@@ -157,7 +157,7 @@ def export(argv: list[str]) -> None:
 
     @dataclass
     class Export:
-        """Write a run as a model that transformers reads without this package, tokenizer included.
+        """Write a run as a model that transformers reads without this package, tokenizer and a card with its numbers included.
 
         hf: the trunk alone. use-mtp: a trunk of the Llama form with a sequential head, for
         AutoModelForCausalLM.from_pretrained(DIR).generate(…, use_mtp=True). speculators: a chain head alone, in the open
@@ -174,6 +174,7 @@ def export(argv: list[str]) -> None:
 
     args = parse(Export, argv, "leaplm export", files=())
     from eval.loading import load_run
+    from eval.model_card import model_card
     from mtp.export import export as write
 
     out = args.out or Path(args.run) / f"export-{args.format}"
@@ -185,4 +186,5 @@ def export(argv: list[str]) -> None:
     trunk = args.verifier or (loaded.config.get("trunk") or {}).get("pretrained")
     write(loaded.model, args.format, out, trunk)
     loaded.tokenizer.save_pretrained(out)
+    (out / "README.md").write_text(model_card(loaded, args.format), encoding="utf-8")
     print(out)
