@@ -5,6 +5,7 @@ as the licence of a file of one's own, is said to be unknown.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def run_folder(model: Path) -> Path | None:
 
 def training_rows(
     loaded: LoadedRun, home: Path | None, data: dict[str, Any], trunk: dict[str, Any]
-) -> list[tuple[str, ...]]:
+) -> Sequence[tuple[str, ...]]:
     if home is None:
         return [("run", "unknown: it was exported from a model folder that belongs to no run directory")]
     facts = RunDir(home).provenance()
@@ -129,7 +130,7 @@ def numbers(home: Path | None, form: str) -> str:
     return of + table(("metric", "on", "subject", "value", "unit", "kind", "how"), rows)
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines

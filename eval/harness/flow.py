@@ -71,10 +71,11 @@ class LeapFlow(HarnessModel):
         grids = getattr(config, "grids", None)
         if grids and estimator in (None, "k-step"):
             steps, sampler = steps or 1 + max(map(int, grids)), sampler or "ancestral"
+        self.function: Estimator | None = None
         if callable(estimator):
             self.function, self.estimator = estimator, "function"
         else:
-            self.function, self.estimator = None, estimator_of(run, estimator)
+            self.estimator = estimator_of(run, estimator)
             if self.estimator not in KINDS:
                 raise ValueError(f"estimator {estimator!r}: known are {', '.join(KINDS)}")
         (self.sampling,) = samplings(run, (steps or STEPS,), sampler, seed=self.seed)
