@@ -171,7 +171,7 @@ class LeapFlow(HarnessModel):
 
     def get_model_info(self) -> dict[str, Any]:
         return {
-            "model_num_parameters": self.run.model.num_parameters(),
+            "model_num_parameters": self.run.model.num_parameters(), "model_dtype": str(self.run.model.dtype),
             "leaplm": {
                 "run": self.run.name, "decoder": "window", "subject": self.run.subject, "kind": KINDS.get(self.estimator, "bound"),
                 "estimator": self.estimator, "calls": self.calls, "steps": self.steps, "sampler": self.sampling.sampler,
