@@ -157,25 +157,34 @@ def export(argv: list[str]) -> None:
 
     @dataclass
     class Export:
-        """Write a run as a model that transformers reads without this package, tokenizer included.
+        """Write a run as a model that transformers reads without this package, tokenizer and a card with its numbers included.
 
         hf: the trunk alone. use-mtp: a trunk of the Llama form with a sequential head, for
-        AutoModelForCausalLM.from_pretrained(DIR).generate(…, use_mtp=True)."""
+        AutoModelForCausalLM.from_pretrained(DIR).generate(…, use_mtp=True). speculators: a chain head alone, in the open
+        layout of the speculators package under a model type of our own: its config is read there, the model by
+        mtp.speculators.read_speculator."""
 
         run: tyro.conf.Positional[str]
         """a run directory, a checkpoint or a model folder"""
-        format: Literal["hf", "use-mtp"] = "hf"
+        format: Literal["hf", "use-mtp", "speculators"] = "hf"
         out: Path | None = None
         """the folder to write, default RUN/export-FORMAT"""
+        verifier: str | None = None
+        """of speculators: the trunk by name or path, default what the run was attached to"""
 
     args = parse(Export, argv, "leaplm export", files=())
     from eval.loading import load_run
+    from eval.model_card import model_card
     from mtp.export import export as write
 
     out = args.out or Path(args.run) / f"export-{args.format}"
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: give another --out")
+    if args.verifier and args.format != "speculators":
+        raise ValueError(f"--verifier {args.verifier}: {args.format} names none, leave it out")
     loaded = load_run(args.run)
-    write(loaded.model, args.format, out)
+    trunk = args.verifier or (loaded.config.get("trunk") or {}).get("pretrained")
+    write(loaded.model, args.format, out, trunk)
     loaded.tokenizer.save_pretrained(out)
+    (out / "README.md").write_text(model_card(loaded, args.format), encoding="utf-8")
     print(out)

@@ -2,6 +2,7 @@
 
     hf        the trunk alone, as its own class
     use-mtp   trunk and sequential modules, for `generate(use_mtp=True)`
+    speculators   a chain head alone, see `mtp.speculators`
 
 transformers loads extra modules (its `MtpModel`) only for classes that say how their weights are named. Of those,
 MiMo-V2-Flash with full attention, dense layers, whole rotary and values unscaled is a Llama layer, so that a trunk of
@@ -15,13 +16,18 @@ import torch
 from torch import Tensor
 
 from mtp.model import MTPForCausalLM
+from mtp.speculators import write_speculator
 
-FORMATS = ("hf", "use-mtp")
+FORMATS = ("hf", "use-mtp", "speculators")
 LLAMA_FORM = ("llama", "mistral", "qwen2")
 
 
-def export(model: MTPForCausalLM, form: str, folder: Path) -> None:
-    """Write model.safetensors, config.json and generation_config.json into folder."""
+def export(model: MTPForCausalLM, form: str, folder: Path, verifier: str | None = None) -> None:
+    """Write model.safetensors, config.json and, of whole models, generation_config.json into folder. verifier: the trunk's
+    name, for a head that is written without it."""
+    if form == "speculators":
+        write_speculator(model, folder, verifier)
+        return
     if form == "hf":
         model.trunk.save_pretrained(folder)
         return

@@ -71,10 +71,11 @@ class LeapFlow(HarnessModel):
         grids = getattr(config, "grids", None)
         if grids and estimator in (None, "k-step"):
             steps, sampler = steps or 1 + max(map(int, grids)), sampler or "ancestral"
+        self.function: Estimator | None = None
         if callable(estimator):
             self.function, self.estimator = estimator, "function"
         else:
-            self.function, self.estimator = None, estimator_of(run, estimator)
+            self.estimator = estimator_of(run, estimator)
             if self.estimator not in KINDS:
                 raise ValueError(f"estimator {estimator!r}: known are {', '.join(KINDS)}")
         (self.sampling,) = samplings(run, (steps or STEPS,), sampler, seed=self.seed)
@@ -170,7 +171,7 @@ class LeapFlow(HarnessModel):
 
     def get_model_info(self) -> dict[str, Any]:
         return {
-            "model_num_parameters": self.run.model.num_parameters(),
+            "model_num_parameters": self.run.model.num_parameters(), "model_dtype": str(self.run.model.dtype),
             "leaplm": {
                 "run": self.run.name, "decoder": "window", "subject": self.run.subject, "kind": KINDS.get(self.estimator, "bound"),
                 "estimator": self.estimator, "calls": self.calls, "steps": self.steps, "sampler": self.sampling.sampler,

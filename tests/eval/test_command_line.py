@@ -181,6 +181,7 @@ def test_a_broken_checkpoint_is_one_line(trained, tmp_path, capsys):
         (["data", "get"], "needs a name"),
         (["completion", "csh"], "bash, zsh, fish"),
         (["export", "RUN", "--format", "use-mtp"], "head.name sequential"),
+        (["export", "RUN", "--verifier", "some/trunk"], "hf names none"),
         (["export", "RUN", "--out", "tests"], "not empty"),
         (["probe", "RUN", "--suite", "python"], "no held-out source"),
         (["probe", "RUN", "--suite", "poker", "--block", "3"], "blocks of at most 2"),

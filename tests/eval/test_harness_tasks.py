@@ -79,20 +79,21 @@ def test_local_tasks_ask_what_the_stock_tasks_ask_document_by_document(ours, nam
 
 @needs_data
 @pytest.mark.parametrize("limit", [10, pytest.param(None, marks=pytest.mark.slow)])
-def test_blimp_is_every_stock_phenomenon(limit):
+def test_every_stock_phenomenon_of_blimp_is_a_task_and_all_are_a_group(ours, limit):
     import lm_eval
-    from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    group = load_yaml(TASKS / "local_blimp.yaml")
     folder = Path(lm_eval.__file__).parent / "tasks" / "blimp"
-    named = {load_yaml(file).get("dataset_name") for file in folder.glob("*.yaml")} - {None}
-    assert {member["task"] for member in group["task"]} == named and len(named) == 67
-    shared = {key: value for key, value in group.items() if key not in ("group", "task", "aggregate_metric_list")}
-    for member in group["task"] if limit is None else group["task"][::16]:
-        mine = ConfigurableTask(config={**shared, **member})
-        theirs = stock(f"blimp/{member['task']}", mine)
-        assert asked(mine, limit) == asked(theirs, limit)
+    named = sorted({load_yaml(file).get("dataset_name") for file in folder.glob("*.yaml")} - {None})
+    file = load_yaml(TASKS / "local_blimp.yaml")
+    group, (rule,) = file["task"], file["aggregate_metric_list"]
+    assert (rule["metric"], rule["weight_by_size"]) == ("acc", False)
+    assert sorted(group) == [f"local_blimp_{name}" for name in named] and len(group) == 67
+    assert {file.stem for file in (TASKS / "blimp").glob("*.yaml")} == set(named)
+    for name in named if limit is None else named[::33]:
+        mine = ours.load([f"local_blimp_{name}"])["tasks"][f"local_blimp_{name}"]
+        theirs = stock(f"blimp/{name}", mine)
+        assert asked(mine, limit) == asked(theirs, limit) and len(mine.eval_docs) == 1000
 
 
 @needs_data
@@ -124,7 +125,7 @@ def test_data_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
 
 
 def test_no_task_holds_a_path_of_some_machine():
-    for file in TASKS.glob("*.yaml"):
+    for file in TASKS.rglob("*.yaml"):
         assert not re.search(r"(^|[\s{:,])[\"']?(/|~|[A-Z]:\\)", file.read_text()), file
 
 

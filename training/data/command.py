@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from training.data.known import KNOWN, data_root, get, local_paths
+from training.data.known import KNOWN, STDLIB_LICENCE, data_root, get, local_paths
 from training.provenance import provenance, write_json
 
 
@@ -42,4 +42,4 @@ def _row(name: str, root: str | None) -> dict[str, Any]:
 
 def _stdlib() -> dict[str, Any]:
     what = "the source of the running Python's standard library, split by top-level module"
-    return {"name": "stdlib", "what": what, "licence": "PSF", "home": [], "here": "always"}
+    return {"name": "stdlib", "what": what, "licence": STDLIB_LICENCE, "home": [], "here": "always"}

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 SHARES = (0.9, 0.95, 1.0)
 """Where a set without splits of its own is cut: train, validation, test, in the order of its text."""
+STDLIB_LICENCE = "PSF"
 TITLE = re.compile(r"^\s*= [^=]+ =\s*$")
 
 
