@@ -68,7 +68,7 @@ def test_samples_of_characters_are_characters(runs, name, tmp_path, capsys):
     how = ["--num", "3", "--steps", "2,3", "--prompt", "The HOUSE, of", "--new", "8", "--out", str(out)]
     assert leaplm.main(["sample", run, *how]) == 0
     rows = read_samples(out)
-    calls = [2, 3] if name == "flow-mdlm" else [24 - len("<the house of")]
+    calls = [2, 3] if name == "flow-mdlm" else [24 - len("the house of")]
     assert [row["contract"]["nfe"] for row in rows] == [n for n in calls for _ in range(3)]
     assert all(
         len(row["text"]) == row["tokens"] <= 8 and set(row["text"]) <= set(" abcdefghijklmnopqrstuvwxyz")
