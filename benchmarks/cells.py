@@ -42,7 +42,7 @@ def cell(
 
 
 def _placeless(record: dict[str, Any]) -> dict[str, Any]:
-    return {**record, "run": _place(record["run"])} if record.get("run") else record
+    return {**record, **{name: _place(record[name]) for name in ("run", "judge") if record.get(name)}}
 
 
 def _place(text: str) -> str:
