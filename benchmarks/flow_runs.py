@@ -13,8 +13,12 @@ from training.config import RunConfig, load_preset, override, to_dict
 from training.loop import train
 from training.tasks import build
 
-SAMPLERS = ("pushforward", "euler", "ancestral", "even", "causal")
-"""Those that are measured, of a model that knows them."""
+SAMPLERS = {
+    "leaplm-flow": ("pushforward", "euler"),
+    "leaplm-masked-diffusion": ("ancestral", "even"),
+    "leaplm-autoregressive": ("causal",),
+}
+"""Those that are measured, by the model's type."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Planned:
 
 
 def by_calls(run: FlowRun, calls: Sequence[int], seed: int, warp: Warp | None = None) -> Iterator[Sampling]:
-    """Every sampler that the model knows, at so many calls of its network a sample."""
+    """The measured samplers of the model, at so many calls of its network a sample."""
     passes = 2 if getattr(run.model.config, "self_conditioning", 0) else 1
-    for sampler in (s for s in SAMPLERS if s in run.model.generation_config_class.samplers):
+    for sampler in SAMPLERS[run.model.config.model_type]:
         steps = run.model.grids([n // passes for n in calls if n >= passes])
         yield from samplings(run, steps, sampler, warp, seed=seed)
