@@ -14,6 +14,7 @@ from flowmap.rng import Rng
 from mtp.batch import TokenBatch
 from mtp.model import MTPForCausalLM
 from mtp.objective import JointCrossEntropy
+from training.hardware import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def measure_training(
     batch: int = 4,
 ) -> list[dict[str, Any]]:
     """Trunk alone, then each head at every position and at a quarter of them. Weights are fp32; dtype is
-    the autocast's. A head is trained for the whole block it was built for."""
+    the autocast's. A head is trained for the whole block it was built for. Memory is kept as `leaplm train` keeps it."""
+    keep_freed_memory()
     trunk.float().train()
     trunk_optimizer = torch.optim.AdamW(trunk.parameters(), lr=1e-6, fused=True)
     whole = {id(model): model for model, _ in heads}.values()
