@@ -6,7 +6,8 @@
 A cell trains (or finds) RUNS/ON/PRESET-SEED, and before it the runs that it begins with or learns from,
 then draws --num answers at 1, 2, 4, 8 and 16 calls a sample: by pushforward, which tells the network where each jump lands,
 and by Euler's method on the same network; masked diffusion by its two samplers, an autoregressive model a token a call.
-At temperature 1 the last softmax is drawn from, at 0 its likeliest token is taken, and all that is random is the noise it came from.
+The last softmax is drawn from; with --temperature 0, a cell of its own, its likeliest token is taken, and all that is random is the
+noise it came from.
 `CPU s`: of the training, as far as it was not done before. Cells and the plot lie in benchmarks/results/flow/.
 """
 
@@ -29,7 +30,6 @@ RESULTS = Path(__file__).parent / "results" / "flow"
 PLAN = {"poker": ("flow-poker-denoiser", "flow-poker-map", "flow-poker-mdlm", "flow-poker-ar")}
 """Presets of each suite."""
 CALLS = (1, 2, 4, 8, 16)
-TEMPERATURES = (1.0, 0.0)
 NUM = 20_000
 
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", help="default: those the plan has for each suite")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--num", type=int, default=NUM, help="samples a number of calls")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the last softmax")
     parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
     parser.add_argument("--kept", action="store_true", help="what is there; trains nothing")
@@ -47,41 +48,38 @@ def main() -> None:
     found = []
     for on in args.on:
         for preset, seed in product(args.presets or PLAN.get(on, ()), args.seeds):
-            made = flow_cell(on, preset, seed, args.num, args.runs, command, variant, args.kept)
+            planned = Planned(preset, args.runs / on, seed, {"data__suite": on, "tokenizer__kind": "words"}, variant)
+            made = flow_cell(on, planned, args.num, args.temperature, command, args.kept)
             found += made
             if made:
                 print(f"{on} {preset} seed {seed}", flush=True)
     if found:
         print_table(found)
-        plot(found, RESULTS / ("-".join(["validity", *args.set]).replace("/", "-") + ".svg"))
+        told = [f"temperature={args.temperature:g}"] if args.temperature != 1 else []
+        plot(found, RESULTS / ("-".join(["validity", *told, *args.set]).replace("/", "-") + ".svg"))
 
 
 def flow_cell(
-    on: str, preset: str, seed: int, num: int, runs: Path, command: list[str], variant: dict[str, Any], kept: bool
+    on: str, planned: Planned, num: int, temperature: float, command: list[str], kept: bool
 ) -> list[dict[str, Any]]:
     suite = load_suite(on)
-    planned = Planned(preset, runs / on, seed, {"data__suite": on, "tokenizer__kind": "words"}, variant)
 
     def measure() -> list[dict[str, Any]]:
         folder, spent = planned.train()
         run = load_flow(str(folder))
-        common: dict[str, Any] = {"on": on, "subject": planned.subject, "train_seed": seed}
+        common: dict[str, Any] = {"on": on, "subject": planned.subject, "train_seed": planned.seed}
         common["details"] = {"training_cpu_seconds": round(spent, 1)}
         records: list[dict[str, Any]] = []
-        for how in (how for t in TEMPERATURES for how in by_calls(run, CALLS, seed, Warp(t))):
+        for how in by_calls(run, CALLS, planned.seed, Warp(temperature)):
             made = probe_flow(run, suite, how, num=num).records
             own = [r for r in made if r["metric"] in ("validity", "total_variation") and "stratum" not in r]
             records += [r | common for r in own if r["subject"] == run.subject]
         return records
 
-    inputs = {
-        **planned.inputs(),
-        "law": suite.fingerprint,
-        "num": num,
-        "calls": list(CALLS),
-        "temperatures": list(TEMPERATURES),
-    }
-    return cell(RESULTS / f"{on}-{planned.name}.json", inputs, command, measure, kept)
+    other = None if temperature == 1 else temperature
+    inputs = {**planned.inputs(), "law": suite.fingerprint, "num": num, "calls": list(CALLS), "temperature": other}
+    name = planned.name if other is None else f"{planned.name}-temperature-{temperature:g}"
+    return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
 
 
 def print_table(records: Sequence[dict[str, Any]]) -> None:

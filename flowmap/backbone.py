@@ -96,7 +96,11 @@ class Backbone(nn.Module):
         if c.read_bias:
             nn.init.normal_(self.read.bias, std=c.read_bias)
 
-    def forward(
+    def forward(self, *args: Any, **told: Any) -> Tensor:
+        """All as `features`. → (B, N, output_size)."""
+        return self.write(self.features(*args, **told))
+
+    def features(
         self,
         x: Tensor,
         t: Tensor,
@@ -113,24 +117,7 @@ class Backbone(nn.Module):
         (B, heads, P+N, cached+P+N). cache: transformers' DynamicCache, or whatever has its `update` and
         `get_seq_length`; its states stand before these. self_cond: an estimate of x_0, like x. clean: (B, N) bool, states
         at time 0 whatever t says, as a prefix's are. places: (N,) int64, where the states stand, from 0; default one
-        after the other behind the cache. → (B, N, output_size)."""
-        told: Any = {"mask": mask, "cache": cache, "self_cond": self_cond, "clean": clean, "places": places}
-        return self.write(self.features(x, t, s, context, **told))
-
-    def features(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        context: Context | None = None,
-        *,
-        mask: Tensor | None = None,
-        cache: Any = None,
-        self_cond: Tensor | None = None,
-        clean: Tensor | None = None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        """What its last layer reads, (B, N, width)."""
+        after the other behind the cache. → what its last layer reads, (B, N, width)."""
         context = context or Context()
         h = self.read(x)
         if self_cond is not None:

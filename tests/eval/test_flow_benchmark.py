@@ -20,14 +20,24 @@ def test_a_map_is_distilled_from_the_denoiser_that_is_trained_before_it(tmp_path
     assert {
         (r["metric"], r["contract"]["sampler"], r["contract"]["nfe"], r["contract"]["temperature"]) for r in found
     } == {
-        (metric, sampler, nfe, temperature)
+        (metric, sampler, nfe, 1.0)
         for metric in ("validity", "total_variation")
         for sampler in ("pushforward", "euler")
         for nfe in flow.CALLS
-        for temperature in flow.TEMPERATURES
     }
     assert all(r["details"]["training_cpu_seconds"] > 0 for r in found)
     assert "| poker | flow-poker-mdlm" in told and "| even |" in told and list((tmp_path / "results").glob("*.svg"))
     monkeypatch.setattr(flow_runs, "train", None)  # what is kept is not trained again
     flow.main()
     assert capsys.readouterr().out == told
+
+
+def test_another_temperature_is_a_cell_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(flow, "RESULTS", tmp_path / "results")
+    words = ["flow", "--on", "poker", "--presets", "flow-poker-mdlm", "--seeds", "0", "--num", "60"]
+    for more in ([], ["--temperature", "0"]):
+        monkeypatch.setattr("sys.argv", [*words, *more, "--runs", str(tmp_path / "runs"), "--set", *SMALL])
+        flow.main()
+    files = sorted((tmp_path / "results").glob("*.json"))
+    told = [{r["contract"]["temperature"] for r in json.loads(file.read_text())["results"]} for file in files]
+    assert len(files) == 2 and sorted(map(tuple, told)) == [(0.0,), (1.0,)]
