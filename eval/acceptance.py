@@ -152,9 +152,13 @@ def _scores(scored: dict[str, Scored], block: int, common: dict[str, Any]) -> li
         return record(metric, statistic(of.weight), unit="fraction", **errors, **common, **more)
 
     records = [
-        made(metric, of, getattr(of, metric), estimate=name)
+        made(metric, of, getattr(of, metric), estimate=name, **more)
         for name, of in scored.items()
-        for metric in ("calibration_error", "brier", "auroc")
+        for metric, more in (
+            ("calibration_error", {"details": {"bins": of.reliability(of.weight).round(6).tolist()}}),
+            ("brier", {}),
+            ("auroc", {}),
+        )
     ]
     exact = scored["before"]
     records += [

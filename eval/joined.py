@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import frontier, refinement
+from eval.calibration_picture import sections as calibration_sections
 from eval.head_table import NOTE, filled, head_rows, wide
 from eval.pictures import Point, bars, plot
 from eval.records import over_seeds, read_records
@@ -52,6 +53,7 @@ def run(args: Any, command: list[str]) -> None:
         *surface_sections(records),
         *_nll_against_block(records),
         *_validity(records),
+        *calibration_sections(records),
         *_training(curves),
         *_samples(samples),
     ]

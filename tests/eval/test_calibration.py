@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import leaplm
-from eval import acceptance, calibration
+from eval import acceptance, calibration, calibration_picture
 from eval.calibration import Drafts, chances, fit
 from eval.reliability import Scored, score
 from eval.samples import split_measured
@@ -91,6 +91,22 @@ def test_calibration_error_by_hand():
     assert one.brier(one.weight) == pytest.approx(0.25 * 0.04 + 0.25 * 0.01 + 0.5 * 0.01)
 
 
+def test_the_picture_shows_the_bins_and_the_diagonal(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(calibration_picture, "plot", lambda series, x, y: drawn.update(series) or "<svg/>")
+    scored = score(fit(made(2_000, 0), Warp()), made(2_000, 1))
+    common = {"on": "text", "subject": "x", "kind": "estimate", "contract": {"block": 3, "temperature": 1.0}}
+    records = acceptance._scores(scored, 3, common)
+    [section] = calibration_picture.sections(records)
+    assert set(drawn) == {*calibration_picture.SHOWN.values(), "told as it is"}
+    line = drawn[calibration_picture.SHOWN["after"]]
+    table = scored["after"].reliability(scored["after"].weight)
+    assert np.allclose([(p.x, p.y) for p in line], table[:, :2], atol=1e-6)
+    assert all(p.x == p.y for p in drawn["told as it is"]) and [row[0] for row in section.table][-1] == "exact"
+    without = [{key: value for key, value in r.items() if key != "details"} for r in records]  # as older files are
+    assert calibration_picture.sections(without) == []
+
+
 def test_bins_hold_equal_mass():
     one = example(20_000)
     assert np.allclose(one.reliability(one.weight)[:, 2], 1 / 15, atol=1e-3)
@@ -130,6 +146,9 @@ def test_a_run_is_calibrated_and_ends_its_drafts_by_it(trained_run, tmp_path, ca
     assert {name for _, name in scores} == {"raw", "before", "after", "exact"}
     assert scores["calibration_error", "after"]["value"] < scores["calibration_error", "raw"]["value"]
     assert scores["calibration_error", "after"]["stderr"] > 0
+    page = tmp_path / "page.html"
+    assert leaplm.main(["report", str(file), "--out", str(page)]) == 0
+    assert "Acceptance told and measured" in page.read_text() and "told as it is" in page.read_text()
     by_threshold = {r["contract"].get("threshold"): r["value"] for r in records if r["metric"] == "read_per_token"}
     lengths = {r["contract"].get("threshold"): r["value"] for r in records if r["metric"] == "accepted_length"}
     assert lengths[None] == lengths[0.02] and by_threshold[None] == by_threshold[0.02]  # nothing falls so low
