@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.flow import FlowRun
 from eval.loading import LoadedRun
 from eval.records import read_records
 from training.data.known import KNOWN, STDLIB_LICENCE
@@ -18,21 +19,37 @@ LOAD = {
     "hf": 'from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained("DIR")\ntokenizer = AutoTokenizer.from_pretrained("DIR")',
     "use-mtp": 'from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained("DIR")\ntokenizer = AutoTokenizer.from_pretrained("DIR")\n'
     'text = model.generate(**tokenizer("…", return_tensors="pt"), use_mtp=True)',
+    "flow": 'from transformers import AutoTokenizer\n\nfrom flowlm import CLASS\n\nmodel = CLASS.from_pretrained("DIR")\ntokenizer = AutoTokenizer.from_pretrained("DIR")\n'
+    "text = tokenizer.batch_decode(model.generate(None))",
+    "images": 'from imm.model import ImageFlow\n\nmodel = ImageFlow.from_pretrained("DIR")',
     "speculators": 'from pathlib import Path\n\nfrom mtp.speculators import read_speculator\n\nhead = read_speculator(Path("DIR"))',
 }  # fmt: skip
 WHAT = {
     "hf": "The trunk of a leaplm run, as its own transformers class: a joint head of the run is not part of it.",
     "use-mtp": "The trunk and the sequential modules of a leaplm run, for `generate(use_mtp=True)`.",
+    "flow": "A model of windows of text that a leaplm run trained: it writes in as many refinement steps as it is asked for.",
+    "images": "An image model that a leaplm run trained: it draws in as many steps as it is asked for.",
     "speculators": "The joint head of a leaplm run in the speculators layout. It proposes tokens for its verifier and is no model alone.",
 }  # fmt: skip
-CONTRACT = ("block", "steps", "temperature", "top_p", "batch", "dtype", "verify", "num_fewshot")
+CONTRACT = (
+    "block",
+    "sampler",
+    "nfe",
+    "estimator",
+    "steps",
+    "temperature",
+    "top_p",
+    "batch",
+    "dtype",
+    "verify",
+    "num_fewshot",
+)
 
 
-def model_card(loaded: LoadedRun, form: str) -> str:
-    """Markdown, with the Hub's front matter."""
+def model_card(loaded: LoadedRun | FlowRun, form: str) -> str:
+    """Markdown, with the Hub's front matter. form: a format of `leaplm export`, or flow or images."""
     home = run_folder(Path(loaded.folder))
-    data, trunk = loaded.config.get("data") or {}, loaded.config.get("trunk") or {}
-    base = trunk.get("pretrained")
+    base = (loaded.config.get("trunk") or {}).get("pretrained") if isinstance(loaded, LoadedRun) else None
     front = ["library_name: transformers", "tags: [leaplm]"]
     if base and not base.startswith((".", "/", "~")):
         front.append(f"base_model: {base}")
@@ -40,8 +57,8 @@ def model_card(loaded: LoadedRun, form: str) -> str:
         "---\n" + "\n".join(front) + "\n---",
         f"# {loaded.subject}, {loaded.model.num_parameters():,} parameters",
         WHAT[form],
-        "```python\n" + LOAD[form] + "\n```",
-        "## Training\n\n" + table(("", ""), training_rows(loaded, home, data, trunk)),
+        "```python\n" + LOAD[form].replace("CLASS", type(loaded.model).__name__) + "\n```",
+        "## Training\n\n" + table(("", ""), training_rows(loaded, home)),
         "## Numbers\n\n" + numbers(home, form),
     ]
     return "\n\n".join(parts) + "\n"
@@ -54,9 +71,7 @@ def run_folder(model: Path) -> Path | None:
     )
 
 
-def training_rows(
-    loaded: LoadedRun, home: Path | None, data: dict[str, Any], trunk: dict[str, Any]
-) -> Sequence[tuple[str, ...]]:
+def training_rows(loaded: LoadedRun | FlowRun, home: Path | None) -> Sequence[tuple[str, ...]]:
     if home is None:
         return [("run", "unknown: it was exported from a model folder that belongs to no run directory")]
     facts = RunDir(home).provenance()
@@ -69,15 +84,30 @@ def training_rows(
         ("preset", Path(preset).name.removesuffix(".yaml")),
         ("steps, seed", f"{step[1] if step else 'unknown'}, {loaded.train_seed}"),
         ("averaged weights (EMA)", str(loaded.ema) if loaded.ema else "no"),
-        ("trunk", trunk_name(trunk)),
-        ("head", str(loaded.model.config.head or "none")),
-        ("data", data_name(data)),
-        ("licence of the data", data_licence(data)),
+        *kind_rows(loaded),
         ("commit", f"{facts.get('git') or 'unknown'}{changed}"),
         ("machine", str(facts.get("hardware", "unknown"))),
         ("versions", f"python {facts.get('python', 'unknown')}, {versions}"),
     ]
     return rows
+
+
+def kind_rows(loaded: LoadedRun | FlowRun) -> Sequence[tuple[str, ...]]:
+    """What is trained, and on what."""
+    config = loaded.config
+    images, flow, data = (config.get(part) or {} for part in ("image", "flow", "data"))
+    if images:
+        return [
+            ("objective", images.get("objective", "unknown")),
+            ("data", f"images: {shown(images.get('name', 'unknown'))}"),
+            ("licence of the data", "unknown: see where they come from"),
+        ]
+    on = [("data", data_name(data)), ("licence of the data", data_licence(data))]
+    if not isinstance(loaded, LoadedRun):
+        learned = [(word, shown(flow[word])) for word in ("start", "teacher") if flow.get(word)]
+        return [("objective", flow.get("objective", "unknown")), *learned, *on]
+    head = str(loaded.model.config.head or "none")
+    return [("trunk", trunk_name(config.get("trunk") or {})), ("head", head), *on]
 
 
 def trunk_name(trunk: dict[str, Any]) -> str:

@@ -152,14 +152,15 @@ def report(argv: list[str]) -> None:
 
 
 def export(argv: list[str]) -> None:
-    """A run as a model that transformers reads without this package."""
+    """A run as a folder of its own."""
     import tyro
 
     @dataclass
     class Export:
-        """Write a run as a model that transformers reads without this package, tokenizer and a card with its numbers included.
+        """Write a run as a model that transformers reads, tokenizer and a card with its numbers included.
 
-        hf: the trunk alone. use-mtp: a trunk of the Llama form with a sequential head, for
+        hf: the trunk alone, which needs this package no more; of a flow language model or an image run the whole model, which is
+        loaded by this package. use-mtp: a trunk of the Llama form with a sequential head, for
         AutoModelForCausalLM.from_pretrained(DIR).generate(…, use_mtp=True). speculators: a chain head alone, in the open
         layout of the speculators package under a model type of our own: its config is read there, the model by
         mtp.speculators.read_speculator."""
@@ -173,18 +174,6 @@ def export(argv: list[str]) -> None:
         """of speculators: the trunk by name or path, default what the run was attached to"""
 
     args = parse(Export, argv, "leaplm export", files=())
-    from eval.loading import load_run
-    from eval.model_card import model_card
-    from mtp.export import export as write
+    from eval.export_command import run
 
-    out = args.out or Path(args.run) / f"export-{args.format}"
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: give another --out")
-    if args.verifier and args.format != "speculators":
-        raise ValueError(f"--verifier {args.verifier}: {args.format} names none, leave it out")
-    loaded = load_run(args.run)
-    trunk = args.verifier or (loaded.config.get("trunk") or {}).get("pretrained")
-    write(loaded.model, args.format, out, trunk)
-    loaded.tokenizer.save_pretrained(out)
-    (out / "README.md").write_text(model_card(loaded, args.format), encoding="utf-8")
-    print(out)
+    run(args)

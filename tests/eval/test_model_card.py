@@ -9,6 +9,9 @@ from transformers import AutoModelForCausalLM
 import leaplm
 from eval.model_card import data_licence, data_name, model_card, table, trunk_name
 from eval.records import keep_records, record
+from tests.training.test_image_task import config as image_config
+from training.loop import train
+from training.tasks import build
 
 QUICK = ["--training.steps", "2", "--training.batch-size", "4", "--training.threads", "1", "--quiet"]
 
@@ -87,3 +90,39 @@ def test_a_model_of_no_run_says_so(run, tmp_path):
     assert leaplm.main(["export", str(run), "--out", str(out)]) == 0
     card = model_card(load_run(str(out)), "hf")
     assert "belongs to no run directory" in card and "None were measured" in card
+
+
+@pytest.mark.parametrize(
+    "preset, kind",
+    [("flow-poker", "FlowLM"), ("flow-poker-mdlm", "MaskedDiffusionLM"), ("flow-poker-ar", "AutoregressiveLM")],
+)
+def test_a_flow_language_model_is_exported_whole(tmp_path, capsys, preset, kind):
+    trained, out = tmp_path / "run", tmp_path / "out"
+    small = ["--flow.width", "16", "--flow.depth", "1", "--flow.heads", "2"]
+    assert leaplm.main(["train", preset, "--run-dir", str(trained), *small, *QUICK]) == 0
+    told = record("validity", 0.5, on="poker", subject="flow", kind="estimate", unit="fraction",
+                  contract={"sampler": "pushforward", "nfe": 2})  # fmt: skip
+    keep_records(str(trained), "poker", ["leaplm"], [told])
+    assert leaplm.main(["export", str(trained), "--format", "use-mtp"]) == 2
+    assert "take --format hf" in capsys.readouterr().err
+    assert leaplm.main(["export", str(trained), "--out", str(out)]) == 0
+    card = (out / "README.md").read_text()
+    assert cells(card, "validity")[0][-1] == "sampler pushforward, nfe 2"
+    assert len(cells(card, "objective")) == 1 and not cells(card, "head") and str(tmp_path) not in card
+    names: dict = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("DIR", str(out)), names)
+    assert type(names["model"]).__name__ == kind and names["text"][0]
+    [folder] = sorted(trained.glob("checkpoints/*/model"))[-1:]
+    saved = type(names["model"]).from_pretrained(folder).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in names["model"].state_dict().items())
+    assert leaplm.main(["probe", str(out), "--suite", "poker", "--num", "20", "--steps", "1"]) == 0  # as any run
+
+
+def test_an_image_model_is_exported_whole(tmp_path):
+    train(image_config(), tmp_path / "run", build, quiet=True)
+    assert leaplm.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert cells(card, "objective")[0][1] == "imm" and cells(card, "data")[0][1] == "images: digits"
+    names: dict = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("DIR", str(tmp_path / "out")), names)
+    assert names["model"].num_parameters() > 0
