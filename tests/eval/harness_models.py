@@ -3,6 +3,7 @@
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from flowlm import FlowLM, FlowLMConfig
 from mtp import MTPForCausalLM
 from training.data.tokenizer import train_bpe, word_tokenizer
 
@@ -45,6 +46,18 @@ def bpe_model(folder, head=None, block_size=4, **options):
     if head is not None:
         model = loud(MTPForCausalLM.from_trunk(model, head, block_size, **options))
     return save(folder, model, tokenizer)
+
+
+def bpe_flow(folder, length=24):
+    """A flow of windows over the same bytes and pairs. t_min: late enough for an untrained one to cost a number of nats that a
+    perplexity can be made of."""
+    tokenizer = train_bpe(TEXTS * 4, 300)
+    torch.manual_seed(0)
+    config = FlowLMConfig(
+        vocab_size=len(tokenizer), length=length, bos_token_id=0, eos_token_id=0, codebook="embedding", state_size=4, t_min=0.3,
+        backbone={"width": 16, "depth": 1, "heads": 2},
+    )  # fmt: skip
+    return save(folder, loud(FlowLM(config)), tokenizer)
 
 
 def word_model(folder, words, head=None, block_size=3, std=0.5, **options):

@@ -17,7 +17,7 @@ from eval.harness.mtp import LeapMTP
 from eval.tasks.local import documents
 from eval.tasks.suites import total_variation, words
 from eval.validity.suites import load_suite
-from tests.eval.harness_models import TEXTS, bpe_model, word_model
+from tests.eval.harness_models import TEXTS, bpe_flow, bpe_model, word_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "eval" / "tasks"
@@ -193,8 +193,8 @@ def small_task(tmp_path, monkeypatch):
     return str(folder)
 
 
-def command(folder, model, *more):
-    args = ["run", "--model", "leaplm-mtp", "--model_args", f"pretrained={model}", "--include_path", folder]
+def command(folder, model, *more, kind="leaplm-mtp"):
+    args = ["run", "--model", kind, "--model_args", f"pretrained={model}", "--include_path", folder]
     return [*args, "--tasks", "mine,drawn", "--batch_size", "3", *more]
 
 
@@ -239,14 +239,25 @@ def test_wrong_input_is_one_line_with_exit_code_2(small_task, tmp_path, capsys, 
 
 
 @pytest.mark.slow
-def test_two_processes_score_and_draw_as_one_does(small_task, tmp_path):
-    model = bpe_model(tmp_path / "model", "recurrent-chain", rank=8)
+@pytest.mark.parametrize("kind", ["leaplm-mtp", "leaplm-flow"])
+def test_two_processes_score_and_draw_as_one_does(small_task, tmp_path, kind):
+    folder = tmp_path / "model"
+    model = bpe_model(folder, "recurrent-chain", rank=8) if kind == "leaplm-mtp" else bpe_flow(folder)
     found = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
         launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--standalone"]
         args = command(
-            small_task, model, "--json", f"{out}.json", "--output_path", str(out), "--log_samples", "--limit", "11"
+            small_task,
+            model,
+            "--json",
+            f"{out}.json",
+            "--output_path",
+            str(out),
+            "--log_samples",
+            "--limit",
+            "11",
+            kind=kind,
         )
         done = subprocess.run(
             [sys.executable, *launch, "-m", "eval.harness", *args], cwd=ROOT, capture_output=True, text=True,
