@@ -27,7 +27,12 @@ from eval.validity.suites import load_suite
 from flowmap.warp import Warp
 
 RESULTS = Path(__file__).parent / "results" / "flow"
-PLAN = {"poker": ("flow-poker-denoiser", "flow-poker-map", "flow-poker-mdlm", "flow-poker-ar")}
+WORDS = ("flow-suite-denoiser", "flow-suite-map", "flow-suite-mdlm", "flow-suite-ar")
+PLAN = {
+    "poker": ("flow-poker-denoiser", "flow-poker-map", "flow-poker-mdlm", "flow-poker-ar"),
+    "sudoku4": WORDS,
+    "brackets-16": WORDS,
+}
 """Presets of each suite."""
 CALLS = (1, 2, 4, 8, 16)
 NUM = 20_000
