@@ -16,15 +16,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from training.fields import (
     DataConfig,
-    FlowConfig,
     HeadConfig,
-    ImageConfig,
     OptimizerConfig,
     RunConfig,
     TokenizerConfig,
     TrainingConfig,
     TrunkConfig,
 )
+from training.map_fields import FlowConfig, ImageConfig
 
 __all__ = [
     "DataConfig", "FlowConfig", "HeadConfig", "ImageConfig", "OptimizerConfig", "RunConfig", "TokenizerConfig", "TrainingConfig",

@@ -15,7 +15,7 @@ from flowlm.model import FlowLM, FlowLMConfig
 from flowmap.objectives import Objective
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES, AncestralBound
 from flowmap.objectives.tokens.decoded import DecodedEndpoint
-from training.fields import FlowConfig
+from training.map_fields import FlowConfig
 
 BACKBONE = ("width", "depth", "heads", "positions", "time_scale", "use_s", "attention")
 CLOCKS = ("running", "gumbel", "learned")
