@@ -134,19 +134,20 @@ class Backbone(nn.Module):
         if context.prefix is not None:
             num_prefix = context.prefix.shape[1]
             h = torch.cat([_built(self.read_prefix, "prefix_size")(context.prefix), h], 1)
-        condition = self._condition(t, s, context)
+        condition = Condition(self._told(t, s, context))
         if num_prefix or clean is not None:
             none = t.new_zeros(len(x))
             at = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if clean is None else clean
-            condition = condition.beside(self._condition(none, none, Context(label=context.label)), at, num_prefix)
+            at = nn.functional.pad(at, (num_prefix, 0), value=True)
+            condition = condition.but(self._told(none, none, Context(label=context.label)), at)
         turn = self.turn(past, num_prefix, places) if self.turn is not None else None
         for block in self.blocks:
             h = block(h, condition, mask, cache, turn)
         shift, scale = condition.through(self.modulate).chunk(2, -1)
         return (self.norm(h) * (1 + scale) + shift)[:, num_prefix:]
 
-    def _condition(self, t: Tensor, s: Tensor, context: Context) -> "Condition":
-        """Times and what the context says to all states alike or to each."""
+    def _told(self, t: Tensor, s: Tensor, context: Context) -> Tensor:
+        """Times and what the context says to all states alike, (B, 1, width), or to each, (B, N, width)."""
         found = self.time(t)
         if self.config.use_s:
             found = found + self.target(s if self.config.embed == "s" else t - s)
@@ -157,26 +158,27 @@ class Backbone(nn.Module):
         if context.vector is not None:
             told = _built(self.vector, "vector_size")(context.vector)
             found = found + (told if told.ndim == 3 else told[:, None])
-        return Condition(nn.functional.silu(found))
+        return nn.functional.silu(found)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What shifts, scales and gates the states. own: (B, 1 or P+N, W). clean: (B, 1, W), of those where at, (B, P+N, 1), is
-    True: one row a sample goes through every layer for them, however many they are."""
+    """What shifts, scales and gates the states. rows: (B, 1 or P+N, W), of all states alike or of each; or (B, 2, W), of which
+    pick, (B, P+N, 2), says with a one whose each state is: two rows a sample go through every layer, however many states."""
 
-    own: Tensor
-    clean: Tensor | None = None
-    at: Tensor | None = None
+    rows: Tensor
+    pick: Tensor | None = None
 
-    def beside(self, clean: "Condition", at: Tensor, num_prefix: int) -> "Condition":
-        """With clean states among the N, (B, N) bool, and before them."""
-        own = self.own if self.own.shape[1] == 1 else nn.functional.pad(self.own, (0, 0, num_prefix, 0))
-        return Condition(own, clean.own, nn.functional.pad(at, (num_prefix, 0), value=True)[..., None])
+    def but(self, clean: Tensor, at: Tensor) -> "Condition":
+        """clean: (B, 1, W), of the states where at, (B, P+N) bool, is True."""
+        if self.rows.shape[1] == 1:
+            return Condition(torch.cat([self.rows, clean], 1), nn.functional.one_hot(at.long(), 2))
+        own = nn.functional.pad(self.rows, (0, 0, at.shape[1] - self.rows.shape[1], 0))
+        return Condition(torch.where(at[..., None], clean, own))
 
     def through(self, layer: nn.Module) -> Tensor:
-        own = layer(self.own)
-        return own if self.at is None else torch.where(self.at, layer(self.clean), own)
+        out = layer(self.rows)
+        return out if self.pick is None else self.pick.to(out.dtype) @ out
 
 
 class Block(nn.Module):
@@ -205,7 +207,7 @@ class Block(nn.Module):
             k, v = cache.update(k, v, self.layer)
         h = torch.addcmul(h, gate_a, self.join(self.attend(q, k, v, mask).transpose(1, 2).flatten(2)))
         x = torch.addcmul(shift_m, self.norm(h), 1 + scale_m)
-        return torch.addcmul(h, gate_m, self.down(nn.functional.gelu(self.up(x), approximate="tanh")))
+        return torch.addcmul(h, gate_m, self.down(nn.functional.gelu(self.up(x))))
 
 
 class TimeEmbedding(nn.Module):
