@@ -7,9 +7,9 @@ from eval.pictures import Point, plot
 from eval.report import Section
 
 SHOWN = {
-    "raw": "the head's own probability",
-    "before": "fitted, before the token is drawn",
-    "after": "fitted, after it is drawn",
+    "raw": "head's own probability",
+    "before": "fitted, before the draw",
+    "after": "fitted, after the draw",
 }
 METRICS = ("calibration_error", "brier", "auroc")
 
