@@ -22,7 +22,7 @@ NOT_RUN = {
     "several-machines.md": ["needs eight GPUs", "needs two machines", "needs Slurm"],
     "ten-minutes.md": ["the test runs in an installation that is there already"],
 }
-NEEDS = {"lm-eval.md": ["LEAPLM_DATA"]}
+NEEDS = {"likelihood.md": ["LEAPLM_DATA"], "lm-eval.md": ["LEAPLM_DATA"]}
 
 TEXT = re.compile(r"```.*?^```|<!--.*?-->", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
