@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.calibration import Drafts, Numbers, draft_at, fit
+from eval.calibration_picture import METRICS, cell
 from eval.loading import LoadedRun, load_run
 from eval.records import keep_records, record, write_records
 from eval.reliability import Scored, score
@@ -236,12 +237,7 @@ def _print_scores(run: LoadedRun, scored: dict[str, Scored], records: list[dict[
     print_row(head, "calibration error", "Brier", "AUROC")
     for name in scored:
         mine = {r["metric"]: r for r in records if r.get("estimate") == name and r["contract"] == contract}
-        cells = [mine.get(metric) for metric in ("calibration_error", "brier", "auroc")]
-        shown = [
-            "–" if r is None else f"{r['value']:.4f}" + (f" ± {r['stderr']:.4f}" if "stderr" in r else "")
-            for r in cells
-        ]
-        print_row(f"  {name}", *shown)
+        print_row(f"  {name}", *(cell(mine.get(metric)) for metric in METRICS))
     print_row("  reliability of after", "estimate", "exact chance", "share")
     for row in scored["after"].reliability(scored["after"].weight):
         print_row("", *(f"{value:.3f}" for value in row))

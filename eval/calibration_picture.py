@@ -26,7 +26,7 @@ def sections(records: Sequence[dict[str, Any]]) -> list[Section]:
         series = {
             SHOWN[name]: [Point(told, chance) for told, chance, share in bins if share > 0]
             for name, scores in estimates.items()
-            if name in SHOWN and (bins := scores["calibration_error"].get("details", {}).get("bins"))
+            if name in SHOWN and (bins := scores.get("calibration_error", {}).get("details", {}).get("bins"))
         }
         if not series:
             continue
@@ -39,7 +39,7 @@ def sections(records: Sequence[dict[str, Any]]) -> list[Section]:
         )
         table = [
             ["estimate", "calibration error", "Brier score", "AUROC"],
-            *([SHOWN.get(name, name), *map(_cell, map(scores.get, METRICS))] for name, scores in estimates.items()),
+            *([SHOWN.get(name, name), *map(cell, map(scores.get, METRICS))] for name, scores in estimates.items()),
         ]
         title = f"Acceptance told and measured: {on}, {subject} K={block}, T={temperature:g}" + (
             f" ({run})" if run else ""
@@ -49,7 +49,8 @@ def sections(records: Sequence[dict[str, Any]]) -> list[Section]:
     return made
 
 
-def _cell(r: dict[str, Any] | None) -> str:
+def cell(r: dict[str, Any] | None) -> str:
+    """Value and error; a dash where nothing is defined."""
     if r is None:
         return "–"
     return f"{r['value']:.4f}" + (f" ± {r['stderr']:.4f}" if "stderr" in r else "")

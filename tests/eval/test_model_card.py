@@ -32,6 +32,13 @@ def cells(card, name):
     ]
 
 
+def loaded_as(card, folder):
+    """What the card's own program leaves, run as it tells to."""
+    names: dict = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("DIR", str(folder)), names)
+    return names
+
+
 def test_a_card_tells_what_was_trained_and_measured_and_how_to_load_it(run, tmp_path):
     records = [
         record("nll", 1.25, on="toy", subject="trunk", kind="exact", unit="nats/token", stderr=0.125, stderr_over="documents"),
@@ -50,9 +57,7 @@ def test_a_card_tells_what_was_trained_and_measured_and_how_to_load_it(run, tmp_
     commit = json.loads((run / "provenance.json").read_text())["git"]
     assert commit is None or commit in card
     assert f"torch {torch.__version__}" in card and str(run.parent) not in card and str(tmp_path) not in card
-    source = card.split("```python\n")[1].split("```")[0]
-    names: dict = {}
-    exec(source.replace("DIR", str(out)), names)  # as it tells to load it
+    names = loaded_as(card, out)
     assert (
         type(names["model"]) is type(AutoModelForCausalLM.from_pretrained(out)) and names["tokenizer"].eos_token_id == 0
     )
@@ -67,8 +72,7 @@ def test_every_format_has_its_card(run, tmp_path):
     if loaded.subject.endswith("-chain"):
         assert leaplm.main(["export", str(run), *words]) == 0
         card = (out / "README.md").read_text()
-        names: dict = {}
-        exec(card.split("```python\n")[1].split("```")[0].replace("DIR", str(out)), names)
+        names = loaded_as(card, out)
         assert names["head"].name == loaded.subject
     assert "use_mtp=True" in model_card(loaded, "use-mtp")
 
@@ -109,8 +113,7 @@ def test_a_flow_language_model_is_exported_whole(tmp_path, capsys, preset, kind)
     card = (out / "README.md").read_text()
     assert cells(card, "validity")[0][-1] == "sampler pushforward, nfe 2"
     assert len(cells(card, "objective")) == 1 and not cells(card, "head") and str(tmp_path) not in card
-    names: dict = {}
-    exec(card.split("```python\n")[1].split("```")[0].replace("DIR", str(out)), names)
+    names = loaded_as(card, out)
     assert type(names["model"]).__name__ == kind and names["text"][0]
     [folder] = sorted(trained.glob("checkpoints/*/model"))[-1:]
     saved = type(names["model"]).from_pretrained(folder).state_dict()
@@ -123,6 +126,5 @@ def test_an_image_model_is_exported_whole(tmp_path):
     assert leaplm.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert cells(card, "objective")[0][1] == "imm" and cells(card, "data")[0][1] == "images: digits"
-    names: dict = {}
-    exec(card.split("```python\n")[1].split("```")[0].replace("DIR", str(tmp_path / "out")), names)
+    names = loaded_as(card, tmp_path / "out")
     assert names["model"].num_parameters() > 0
