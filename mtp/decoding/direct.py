@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowmap.rng import Rng
 from flowmap.warp import Warp
+from mtp.decoding.few_queries import few_query_attention
 
 LOOK_EVERY = 16
 """Steps between two looks at whether every row has ended, where looking makes the host wait."""
@@ -105,7 +106,8 @@ def decode(
         seen += feed.shape[1]
         now = positions[:, seen - feed.shape[1] : seen]
         read = mask if static_cache else mask[:, :seen]
-        hidden, cache = (step_states if step else model.states)(feed, read, now, cache, True)
+        with few_query_attention(model.trunk, batch):
+            hidden, cache = (step_states if step else model.states)(feed, read, now, cache, True)
         if history is not None:
             history.add(feed, hidden, now, attention_mask if step == 0 else None)
         context = model.context(hidden[:, -1], None if history is None else history.at(now[:, -1]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtp.decoding.direct import Decoded, history_of, trim
+from mtp.decoding.few_queries import few_query_attention
 from mtp.decoding.row_cache import RowCache
 
 
@@ -65,7 +66,8 @@ class Rows:
 
     def _pass(self, tokens: Tensor, reach: int) -> Tensor:
         places, mask = self.cache.open(tokens.shape[1], reach)
-        states, _ = self.model.states(tokens, mask, places.minimum(self.last), self.cache, True)
+        with few_query_attention(self.model.trunk, len(tokens)):
+            states, _ = self.model.states(tokens, mask, places.minimum(self.last), self.cache, True)
         if self.history is not None:
             self.history.add(tokens, states, places)
         return states
