@@ -22,6 +22,7 @@ usage: leaplm COMMAND …        (leaplm COMMAND --help explains one)
   train    train a preset; the same command again resumes it
            leaplm train poker --head.name block-chain --run-dir runs/poker
            accelerate launch -m leaplm train poker …
+           leaplm train stdlib-trunk --plan      (the memory it will hold; --profile: where a step's time goes)
   probe    joint validity of what a trained model emits at once
            leaplm probe runs/poker --suite poker --json poker.json
   perplexity  likelihood of held-out text, exact or a bound: trunk, and joint head position by position; flow language models
@@ -102,13 +103,24 @@ def train(argv: list[str]) -> None:
         """the run's folder"""
         quiet: bool = False
         """no progress bar"""
+        plan: bool = False
+        """train nothing: say what the training will hold in memory, and whether it fits"""
+        profile: bool = False
+        """trace five steps: where their time goes, in the run's folder under profile/"""
         config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: preset)
 
     args = parse(Train, argv[1:], f"leaplm train {argv[0]}")
+    if args.plan:
+        from training.memory_plan import print_plan
+
+        print_plan(args.config)
+        return
     from training.loop import train as run
     from training.tasks import build
 
-    metrics = run(args.config, args.run_dir, build, args.quiet)
+    metrics = run(args.config, args.run_dir, build, args.quiet, args.profile)
+    if args.profile:
+        print(f"{args.run_dir / 'profile'}: operations.txt, trace.json")
     if int(os.environ.get("RANK", 0)) == 0:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         print(f"{args.run_dir}: {shown or 'finished'}")

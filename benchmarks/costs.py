@@ -15,8 +15,8 @@ from tqdm import tqdm
 from eval.records import record, write_records
 from flowmap.rng import Rng
 from training.config import RunConfig
-from training.loop import SliceLoss
 from training.optimizers import make_optimizers
+from training.slices import SliceLoss
 from training.task import Task
 
 Build = Callable[[RunConfig, Accelerator], Task]

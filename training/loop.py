@@ -14,49 +14,33 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from flowmap.attention import ShortAttention
-from flowmap.objectives.base import Loss, Objective
 from flowmap.rng import Rng
 from training.averages import averaged_state, moving_average, swapped, teacher_of
-from training.config import RunConfig, TrainingConfig
+from training.config import RunConfig
 from training.hardware import choose_threads, keep_freed_memory, quiet_libraries, resolve_precision
+from training.metrics import Metrics
 from training.optimizers import make_optimizers
+from training.profiling import Profiler
 from training.projection import Projection
 from training.run_dir import RunDir
 from training.schedules import learning_rate
+from training.slices import SliceLoss, slices_of
 from training.task import Task
 from training.tracking import begin, log_with, tell
 
 
-class SliceLoss(nn.Module):
-    """Model and objective behind one forward, which is what DDP wraps. teacher: moving average of the model's weights,
-    no part of what is trained or averaged."""
-
-    def __init__(self, model: nn.Module, objective: Objective, precision: str) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-        self.dtype = torch.bfloat16 if precision == "bfloat16" else None
-        self._teacher: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule
-
-    def teach(self, teacher: nn.Module) -> None:
-        self._teacher = (teacher,)
-
-    def forward(self, batch: Any, rng: Rng, step: int) -> Loss:
-        fast = self.training and self.dtype is not None  # what is reported is scored in fp32
-        kind = rng.device.type
-        attention = ShortAttention() if fast and kind == "cpu" else contextlib.nullcontext()
-        with torch.autocast(kind, self.dtype, enabled=fast), attention:
-            return self.objective(self.model, batch, teacher=next(iter(self._teacher), None), rng=rng, step=step)
-
-
 def train(
-    config: RunConfig, run_dir: Path, build: Callable[[RunConfig, Accelerator], Task], quiet: bool = False
+    config: RunConfig,
+    run_dir: Path,
+    build: Callable[[RunConfig, Accelerator], Task],
+    quiet: bool = False,
+    profile: bool = False,
 ) -> dict[str, float]:
-    """Run or go on with a run; returns the last validation metrics."""
+    """Run or go on with a run; returns the last validation metrics. profile: see `training.profiling`."""
     quiet_libraries()
     keep_freed_memory()
     plan = config.training
@@ -123,12 +107,13 @@ def train(
         disable=None if main and not quiet else True,
     )
     clock, window, waited = time.perf_counter(), Metrics(), 0.0
+    profiler = Profiler(run_dir / "profile" if profile and main else None, plan.steps - start)
     for step in bar:
         # ------------------------------------------------------------ one training step
         if task.begin:
             task.begin(step)
         before = time.perf_counter()
-        slices_of_step = _slices(task, accelerator, plan, step, device)
+        slices_of_step = slices_of(task, accelerator, plan, step, device)
         waited += time.perf_counter() - before
         count = torch.zeros((), device=device)
         statistics: dict[str, Tensor] = {}
@@ -161,6 +146,7 @@ def train(
             kept.update_parameters(task.trainable)
         if statistics:
             task.objective.learn({name: accelerator.reduce(statistics[name], "sum") for name in sorted(statistics)})
+        profiler.step()
         # ------------------------------------------------------------
         done = step + 1
         saves = done % plan.checkpoint_every == 0 or done == plan.steps
@@ -189,6 +175,7 @@ def train(
             before = time.perf_counter()
             checkpoint(done)
             clock += time.perf_counter() - before
+    profiler.close()
     # what holds the process group goes before it does: a worker thread that outlives it ends the process with an abort
     accelerator.free_memory()
     del prepared
@@ -218,42 +205,6 @@ def check_whole(launched: DistributedType) -> None:
             f"{launched.value} cuts the weights among processes, and leaplm train needs them whole on each: launch it with "
             "configs/accelerate/ddp.yaml; loops of your own may shard our models"
         )
-
-
-class Metrics:
-    """Sums and counts over slices; means at the end."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
-        self.positions = 0.0
-
-    def add(self, loss: Loss) -> None:
-        for name, (total, count) in {"loss": (loss.sum.detach(), loss.count), **loss.metrics}.items():
-            old = self.sums.get(name, (0.0, 0.0))
-            self.sums[name] = (old[0] + total, old[1] + count)
-
-    def reduce(self, accelerator: Accelerator) -> dict[str, float]:
-        self.positions = float(self.sums["loss"][1])
-        names = sorted(self.sums)
-        flat = torch.stack([torch.stack([part.float() for part in self.sums[name]]) for name in names])
-        flat = accelerator.reduce(flat, "sum")
-        return {name: (total / max(count, 1)).item() for name, (total, count) in zip(names, flat, strict=True)}
-
-    def means(self) -> dict[str, float]:
-        return {name: (total / count.clamp_min(1)).item() for name, (total, count) in sorted(self.sums.items())}
-
-
-def _slices(task: Task, accelerator: Accelerator, plan: TrainingConfig, step: int, device: torch.device):
-    """This rank's micro-batches: consecutive slices of the global batch, each with its own randomness."""
-    size = plan.batch_size // (accelerator.num_processes * plan.accumulation)
-    spread = plan.batch_size if task.objective.low_discrepancy else None
-    result = []
-    for m in range(plan.accumulation):
-        low = (accelerator.process_index * plan.accumulation + m) * size
-        samples = torch.arange(low, low + size)
-        rng = Rng(task.train_seed, samples.to(device), step, spread)
-        result.append((task.train.batch(step, samples).to(device), rng))
-    return result
 
 
 def _resume(folder: RunDir, task: Task, optimizers, averages: dict[str, AveragedModel]) -> int:

@@ -1,6 +1,6 @@
 """A run's folder: what was asked, how it went, where it stands.
 
-    config.yaml  command.txt  provenance.json  diff.patch  metrics.jsonl  checkpoints/step-N/
+    config.yaml  command.txt  provenance.json  diff.patch  metrics.jsonl  checkpoints/step-N/  profile/
 
 A checkpoint is written beside its place and renamed, so a run killed at any moment finds only whole
 ones. `state.pt` is what the loop needs to go on; `model/` is what `from_pretrained` loads.
@@ -19,7 +19,16 @@ import yaml
 from training.config import RunConfig, difference, read_yaml, to_dict, validate
 from training.provenance import git_diff, provenance, write_json
 
-OURS = {"checkpoints", "command.txt", "diff.patch", "config.yaml", "provenance.json", "metrics.jsonl", "trackers"}
+OURS = {
+    "checkpoints",
+    "command.txt",
+    "diff.patch",
+    "config.yaml",
+    "provenance.json",
+    "metrics.jsonl",
+    "profile",
+    "trackers",
+}
 """What an attempt that left no checkpoint may have written."""
 
 

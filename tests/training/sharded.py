@@ -19,7 +19,7 @@ from flowmap.rng import Rng
 from mtp import MTPForCausalLM
 from mtp.batch import TokenBatch
 from mtp.objective import JointCrossEntropy
-from training.loop import SliceLoss
+from training.slices import SliceLoss
 
 BATCH, VOCAB, LENGTH, STEPS = 8, 24, 12, 3
 

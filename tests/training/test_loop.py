@@ -22,10 +22,11 @@ from tests.training.harness import (
 )
 from training.config import OptimizerConfig, load_preset, override
 from training.hardware import resolve_precision
-from training.loop import SliceLoss, train
+from training.loop import train
 from training.mtp_task import build
 from training.run_dir import RunDir, model_folder
 from training.schedules import learning_rate
+from training.slices import SliceLoss
 
 
 @pytest.fixture(scope="module")
