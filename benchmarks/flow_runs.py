@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import cell_name
+from benchmarks.samplers import grids_of, samplers_of
 from eval.flow import FlowRun, Sampling, samplings
 from flowmap.warp import Warp
 from training.config import RunConfig, load_preset, override, to_dict
 from training.loop import train
 from training.tasks import build
-
-SAMPLERS = {
-    "leaplm-flow": ("pushforward", "euler"),
-    "leaplm-masked-diffusion": ("ancestral", "even"),
-    "leaplm-autoregressive": ("causal",),
-}
-"""Those that are measured, by the model's type."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,5 @@ class Planned:
 
 def by_calls(run: FlowRun, calls: Sequence[int], seed: int, warp: Warp | None = None) -> Iterator[Sampling]:
     """The measured samplers of the model, at so many calls of its network a sample."""
-    passes = 2 if getattr(run.model.config, "self_conditioning", 0) else 1
-    for sampler in SAMPLERS[run.model.config.model_type]:
-        steps = run.model.grids([n // passes for n in calls if n >= passes])
-        yield from samplings(run, steps, sampler, warp, seed=seed)
+    for sampler in samplers_of(run.model):
+        yield from samplings(run, grids_of(run.model, calls), sampler, warp, seed=seed)

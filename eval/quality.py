@@ -16,15 +16,13 @@ import torch
 from eval.loading import LoadedRun
 from eval.mauve import mauve
 from eval.records import record
-from eval.text_laws import brier, ngram_kl
+from eval.text_laws import REPEATED, brier, distinct, ngram_kl, repetition, unigram_entropy
 from mtp.losses.linear_nll import row_nll
 from training.data.tokenizer import start_token
 
 NGRAMS = (1, 2, 4)
 COMPARED = (1, 2)
 """Lengths of the n-grams whose law is compared with the real one: longer ones hardly come twice."""
-REPEATED = 4
-"""Length of the n-grams whose second and later occurrences count as repetition."""
 
 
 def quality(
@@ -130,24 +128,6 @@ def _measure(
     for n in NGRAMS:
         records.append(record("distinct_n", distinct(tokens, n), unit="fraction", ngram=n, **common))
     return records
-
-
-def unigram_entropy(tokens: Sequence[int]) -> float:
-    """Nats, of one sample's own tokens: repeated text has little."""
-    p = np.unique(np.asarray(tokens), return_counts=True)[1] / len(tokens)
-    return float(-(p * np.log(p)).sum())
-
-
-def repetition(tokens: Sequence[int], n: int = REPEATED) -> float:
-    """Share of a sample's n-grams that stood in it before."""
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return 1 - len(set(grams)) / len(grams)
-
-
-def distinct(samples: Sequence[Sequence[int]], n: int) -> float:
-    """Distinct n-grams over n-grams, of all samples together. It falls with the number of samples."""
-    grams = [tuple(tokens[i : i + n]) for tokens in samples for i in range(len(tokens) - n + 1)]
-    return len(set(grams)) / max(1, len(grams))
 
 
 @torch.no_grad()

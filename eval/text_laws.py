@@ -1,4 +1,4 @@
-"""How near the law of samples is to the law of text, by counting alone.
+"""What counting alone says of samples: how varied they are, and how near their law is to that of text.
 
 n-gram KL   KL(real ‖ samples) of the n-grams, nats, the samples' law mixed with 1% of the uniform one over what occurs in either.
             It falls with the number of samples: the same between two halves of the real text stands beside it.
@@ -17,6 +17,26 @@ Tokens = Sequence[int]
 MIXED = 0.01
 """Share of the uniform law in the samples'."""
 BRIER = (1, 2, 3, 4)
+REPEATED = 4
+"""Length of the n-grams whose second and later occurrences count as repetition."""
+
+
+def unigram_entropy(tokens: Sequence[int]) -> float:
+    """Nats, of one sample's own tokens: repeated text has little."""
+    p = np.unique(np.asarray(tokens), return_counts=True)[1] / len(tokens)
+    return float(-(p * np.log(p)).sum())
+
+
+def repetition(tokens: Sequence[int], n: int = REPEATED) -> float:
+    """Share of a sample's n-grams that stood in it before."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams)
+
+
+def distinct(samples: Sequence[Sequence[int]], n: int) -> float:
+    """Distinct n-grams over n-grams, of all samples together. It falls with the number of samples."""
+    grams = [tuple(tokens[i : i + n]) for tokens in samples for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / max(1, len(grams))
 
 
 def ngrams(texts: Sequence[Tokens], n: int) -> Counter[tuple[int, ...]]:

@@ -1,7 +1,9 @@
 """What an objective trains: a flow language model, or one of its baselines on the same backbone."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowlm.discrete.causal import Autoregressive
 from flowlm.discrete.masked import MaskedDiffusion
@@ -15,7 +17,9 @@ from flowlm.model import FlowLM, FlowLMConfig
 from flowmap.objectives import Objective
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES, AncestralBound
 from flowmap.objectives.tokens.decoded import DecodedEndpoint
-from training.map_fields import FlowConfig
+
+if TYPE_CHECKING:  # its fields alone are read
+    from training.map_fields import FlowConfig
 
 BACKBONE = ("width", "depth", "heads", "positions", "time_scale", "use_s", "attention")
 CLOCKS = ("running", "gumbel", "learned")

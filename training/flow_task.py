@@ -9,22 +9,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flowlm.encoder_codes import encoder_codes
+from flowlm.model import FlowLM
 from flowlm.rounding import WithRounding
-from flowmap.clocks import Gumbel, Monotone, Running
 from flowmap.objectives.tokens import AncestralBound
 from flowmap.rng import Rng
-from flowmap.schedule import DecodeError
-from flowmap.sphere import TOKEN_PATHS
 from training.config import FlowConfig, RunConfig
 from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
 from training.data.flow_windows import FlowWindows
+from training.data.tokenizer import load_tokenizer
 from training.data.windows import TextWindows
 from training.flow_encoder import load_encoder
+from training.flow_laws import laws_of
 from training.flow_models import OBJECTIVES, check_noise, make_model
 from training.flow_start import begin_with, teach_from
 from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
-from training.objectives import TIMES, build_objective
+from training.objectives import build_objective
+from training.run_dir import model_folder
 from training.task import Task
 
 FITTED = 8
@@ -40,7 +41,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     with accelerator.main_process_first():
         tokenizer, train, validation, facts = _data(config, plan, not accelerator.is_main_process)
     torch.manual_seed(config.seed)  # an objective may have weights of its own
-    objective = build_objective("flow", plan, OBJECTIVES, _laws(plan, len(tokenizer)))
+    objective = build_objective("flow", plan, OBJECTIVES, laws_of(plan, len(tokenizer)))
     check_noise(plan, objective)
     torch.manual_seed(config.seed)  # so that the network starts the same under every objective
     if (plan.codebook in ("table", "contextual")) != (plan.encoder is not None):
@@ -60,9 +61,10 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     elif plan.encoder is not None:
         model.map.codebook.table.copy_(encoder_codes(plan.encoder, tokenizer, plan.state_size, plan.encoder_states))
     if plan.start:
-        begin_with(model, plan.start, tokenizer)
+        begin_with(model, earlier(plan.start, tokenizer, "flow.start"), f"flow.start {plan.start}")
     if plan.teacher:
-        teach_from(objective, plan.teacher, model, tokenizer, accelerator.device)
+        teacher = earlier(plan.teacher, tokenizer, "flow.teacher").to(accelerator.device)
+        teach_from(objective, teacher, model, f"flow.teacher {plan.teacher}")
     if plan.decoder == "contextual":
         objective = WithRounding(objective, plan.decoder_latest)
     ramp = round(plan.prior_ramp * config.training.steps) if plan.prior else 0
@@ -95,20 +97,16 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     )
 
 
-def _laws(plan: FlowConfig, size: int) -> dict[str, Any]:
-    """Those of images and those that learn where tokens are decided; for one-hot codes it is known."""
-    path = TOKEN_PATHS[plan.path](plan.noise_scale)
-    laws: dict[str, Any] = {**TIMES, "running": Running}
-    if plan.path == "slerp":  # what follows looks at signal and noise
-        return laws
-    laws["gumbel"] = partial(Gumbel, path)
-    if plan.codebook == "one-hot":
-        law = partial(DecodeError, size, path)
-        laws |= {"decode-error": law, "decode-error-mixed": partial(law, uniform=0.1)}
-    if plan.objective == "vlb":
-        ends: dict[str, Any] = {name: plan.options[name] for name in ("t_min", "t_max") if name in plan.options}
-        laws["learned"] = partial(Monotone, path, **ends)
-    return laws
+def earlier(run: str, tokenizer: Any, section: str) -> FlowLM:
+    """The model of an earlier run, of the same tokens; section names it in what is said of a mistake."""
+    folder = model_folder(run)
+    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"{section} {run} has other tokens than this run: train both on the same data and tokenizer")
+    try:
+        return FlowLM.from_pretrained(folder, dtype=torch.float32)
+    except Exception as error:  # a broken file fails in as many ways as there are formats
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{section} {run} did not load: {first_line}") from error
 
 
 def _data(config: RunConfig, plan: FlowConfig, quiet: bool) -> tuple[Any, FlowWindows, list[Any], dict[str, Any]]:

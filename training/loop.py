@@ -130,7 +130,7 @@ def train(
             window.add(loss)
             statistics = {name: statistics.get(name, 0) + part for name, part in loss.statistics.items()}
         if projection:
-            projection.settle(accelerator)
+            projection.settle(lambda part: accelerator.reduce(part, "sum"))
         count = accelerator.reduce(count, "sum")
         for parameter in module.parameters():
             if parameter.grad is not None:

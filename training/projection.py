@@ -6,10 +6,9 @@ A few-step map is no better than the denoiser it is made of. Both gradients are 
 they are compared, so that slices change nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flowmap.objectives.base import Loss
@@ -29,8 +28,9 @@ class Projection:
         found = [self._flat(loss.sum - loss.few_step), self._flat(loss.few_step)]
         self.parts = [old + new for old, new in zip(self.parts, found, strict=True)] if self.parts else found
 
-    def settle(self, accelerator: Accelerator) -> None:
-        local, few = (accelerator.reduce(part, "sum") for part in self.parts)
+    def settle(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """reduce: the sum over ranks."""
+        local, few = map(reduce, self.parts)
         against = (local @ few).clamp_max(0) / (local @ local).clamp_min(1e-30)
         whole = local + few - against * local
         for parameter, part in zip(self.parameters, whole.split([p.numel() for p in self.parameters]), strict=True):

@@ -8,15 +8,14 @@ safetensors, numpy and the packages of this project that need no more.
 """
 
 import argparse
-import copy
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.gpu.fit_map import fit_map
 from eval.images.classifier import load_classifier
 from eval.images.grid import write_grid
 from eval.records import record, write_records
@@ -96,7 +95,7 @@ def read(file: Path) -> Images:
 
 def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[ImageFlow, int]:
     """For the given time; returns the averaged weights and how many steps there were."""
-    objective = OBJECTIVES[name]().to(device)
+    objective = OBJECTIVES[name]()
     channels, height, width = images.shape
     torch.manual_seed(args.seed)
     config = ImageFlowConfig(  # type: ignore[call-arg]
@@ -108,43 +107,17 @@ def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[I
         },
     )  # fmt: skip
     model = ImageFlow(config).to(device)
-    average = copy.deepcopy(model).requires_grad_(False)
-    teacher = copy.deepcopy(model).requires_grad_(False) if objective.teacher_decay else None
-    optimizer = torch.optim.AdamW(
-        [*model.parameters(), *objective.parameters()], lr=4e-4, betas=(0.9, 0.95), fused=True
-    )
     data = images.scaling.to_model(images.train).to(device)
     labels = torch.as_tensor(images.train_labels, device=device)
-    samples = torch.arange(args.batch, device=device)
-    start, step = time.monotonic(), 0
-    while time.monotonic() - start < args.seconds:
-        rng = Rng(args.seed, samples, step)
+
+    def batch_of(step: int, rng: Rng) -> StateBatch:
         rows = (rng.uniform("rows", args.batch) * len(data)).long()
         told = torch.where(rng.uniform("drop", args.batch) < 0.1, images.num_classes, labels[rows])
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = objective(
-                model.map,
-                StateBatch(data[rows], Context(label=told)),
-                teacher=teacher and teacher.map,
-                rng=rng,
-                step=step,
-            )
-        (loss.sum / loss.count).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        follow(average, model, min(0.999, (1 + step) / (10 + step)))
-        if teacher is not None:
-            follow(teacher, model, min(objective.teacher_decay or 0.0, (1 + step) / (10 + step)))
-        if step % 20 == 0 and device.type == "cuda":
-            torch.cuda.synchronize()  # so that the clock sees work done, not work asked for
-    return average.eval(), step
+        return StateBatch(data[rows], Context(label=told))
 
-
-@torch.no_grad()
-def follow(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    average, steps = fit_map(model.map, objective, batch_of, args.batch, args.seconds, 4e-4, args.seed)
+    model.map.load_state_dict(average.state_dict())
+    return model.eval(), steps
 
 
 @torch.no_grad()

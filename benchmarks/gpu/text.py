@@ -10,13 +10,16 @@ from training.data.store import TokenStore
 SPLITS = ("train", "validation")
 
 
-def prepare(file: Path, name: str, vocab: int, keep: int) -> None:
-    """keep: training tokens, and a tenth as many held out."""
+def prepare(file: Path, name: str, vocab: int | None, keep: int, **more: str) -> None:
+    """vocab: of a BPE trained on it; None: its characters, folded into 27. keep: training tokens, and a tenth as many held
+    out. more: what else is to travel."""
     from training.config import DataConfig, TokenizerConfig
     from training.data.corpus import load_corpus
 
-    stores = load_corpus(DataConfig(name=name), TokenizerConfig(vocab_size=vocab)).stores
-    fields: dict[str, Any] = {"name": name, "vocab": vocab}
+    kind = TokenizerConfig(kind="characters") if vocab is None else TokenizerConfig(vocab_size=vocab)
+    corpus = load_corpus(DataConfig(name=name), kind)
+    stores = corpus.stores
+    fields: dict[str, Any] = {"name": name, "vocab": len(corpus.tokenizer), **more}
     for split, most in zip(SPLITS, (keep, keep // 10), strict=True):
         kept = beginning(stores[split], most)
         fields |= {split: kept.tokens.astype(np.uint16), f"{split}_offsets": kept.offsets}

@@ -6,8 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from eval.loading import LoadedRun
-from eval.quality import distinct, judge_nll, quality, ratio_error, repetition, unigram_entropy
+from eval.quality import judge_nll, quality, ratio_error
 from eval.samples import read_samples, write_samples
+from eval.text_laws import distinct, repetition, unigram_entropy
 from mtp import MTPForCausalLM
 from training.data.tokenizer import word_tokenizer
 
