@@ -1,0 +1,22 @@
+"""The image script for one GPU, at a tiny size."""
+
+import json
+import sys
+
+from benchmarks.gpu import images
+
+
+def test_objectives_are_trained_drawn_and_scored(tmp_path, monkeypatch):
+    data, out = tmp_path / "digits.npz", tmp_path / "out.json"
+    monkeypatch.setattr(sys, "argv", ["images", "--prepare", str(data), "--name", "digits"])
+    images.main()
+    small = "--seconds 1 --batch 16 --patch 8 --width 64 --depth 1 --num 80 --objectives flow-matching shortcut"
+    monkeypatch.setattr(sys, "argv", ["images", "--data", str(data), "--out", str(out), *small.split()])
+    monkeypatch.setattr(images, "STEPS", (1, 4))
+    images.main()
+    found = json.loads(out.read_text())["results"]
+    assert [(r["subject"], r["contract"]["steps"]) for r in found] == [
+        ("flow-matching", 1), ("flow-matching", 4), ("shortcut", 1), ("shortcut", 4),
+    ]  # fmt: skip
+    assert all(r["value"] > 0 and r["trained_steps"] > 0 and r["n"] == 80 for r in found)
+    assert (tmp_path / "shortcut-4.png").exists()
