@@ -232,3 +232,18 @@ def test_fresh_biases_tell_states_of_different_norms_apart():
 
     (one, three), (told, told_three) = inside(0.0), inside(1.0)
     assert torch.allclose(one, three, atol=1e-3) and not torch.allclose(told, told_three, atol=0.1)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope", "none"])
+def test_one_state_looks_at_itself_alone(positions):
+    """Without the products that can say nothing but that: the same output and the same gradient for every weight, none
+    missing."""
+    network, x = build(positions=positions).double(), X[:, :1].double()
+    everything = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    context, gradients = Context(CONTEXT.label, CONTEXT.vector.double()), []
+    for mask in (None, everything):  # a mask has the products taken
+        out = network(x, T.double(), T.double() / 2, context, mask=mask, self_cond=x)
+        used = [p for name, p in network.named_parameters() if "prefix" not in name]
+        gradients.append([out, *torch.autograd.grad(out.square().sum(), used)])
+    for short, long in zip(*gradients, strict=True):
+        assert torch.allclose(short, long, atol=1e-12)

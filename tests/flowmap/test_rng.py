@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from flowmap.rng import Rng, philox4x32
+from flowmap import rng as module
+from flowmap.rng import Rng, philox4x32, philox4x32_numpy
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,16 @@ from flowmap.rng import Rng, philox4x32
 def test_philox_gives_the_published_answers(counter, key, expected):
     words = tuple(torch.tensor([word], dtype=torch.int64) for word in counter)
     assert tuple(int(word) for word in philox4x32(words, key)) == expected
+    words = tuple(np.array([word], dtype=np.uint64) for word in counter)
+    assert tuple(word.item() for word in philox4x32_numpy(words, key)) == expected
+
+
+@pytest.mark.parametrize("cached", [1, 7, 2**14])
+def test_a_cpu_draws_the_words_that_other_devices_draw(cached, monkeypatch):
+    monkeypatch.setattr(module, "CACHED", cached)
+    samples = torch.tensor([0, 5, 2**33 + 1, 2**40])
+    batch, key = torch.tensor([0, 3, 2**35, 7]), (0xFFFFFFFF, 12345)
+    assert torch.equal(module._words(samples, batch, 5, key), module._words_numpy(samples, batch, 5, key))
 
 
 def test_a_slice_draws_what_the_whole_batch_draws():
