@@ -88,7 +88,8 @@ def train(
     if main:
         folder.forget_after(start)
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
-    projection = Projection(module.parameters()) if task.project else None
+    weights = [p for p in module.parameters() if p.requires_grad]  # once: a walk through all modules costs a small step dear
+    projection = Projection(weights) if task.project else None
 
     def checkpoint(step: int) -> None:
         if main:
@@ -132,10 +133,8 @@ def train(
         if projection:
             projection.settle(lambda part: accelerator.reduce(part, "sum"))
         count = accelerator.reduce(count, "sum")
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                parameter.grad /= count.clamp_min(1)
-        norm = accelerator.clip_grad_norm_(module.parameters(), config.optimizer.clip)
+        torch._foreach_div_([p.grad for p in weights if p.grad is not None], count.clamp_min(1))
+        norm = accelerator.clip_grad_norm_(weights, config.optimizer.clip)
         rate = learning_rate(step, plan.steps, config.optimizer)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
