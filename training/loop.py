@@ -88,7 +88,9 @@ def train(
     if main:
         folder.forget_after(start)
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
-    weights = [p for p in module.parameters() if p.requires_grad]  # once: a walk through all modules costs a small step dear
+    weights = [
+        p for p in module.parameters() if p.requires_grad
+    ]  # once: a walk through all modules costs a small step dear
     projection = Projection(weights) if task.project else None
 
     def checkpoint(step: int) -> None:

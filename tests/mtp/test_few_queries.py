@@ -7,6 +7,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mtp import MTPForCausalLM, decode, decode_verified
 from mtp.decoding import few_queries
+from mtp.decoding.direct import compiled_step
 from mtp.decoding.few_queries import FEW, MANY, NAME, attend, few_query_attention
 
 
@@ -72,16 +73,19 @@ def test_only_where_it_pays_and_nothing_is_left_behind(dtype, batch, attention, 
     assert trunk.config._attn_implementation == attention
 
 
-@pytest.mark.parametrize("write", [decode, decode_verified])
-def test_decoders_take_it_and_say_the_same_of_the_text(write, monkeypatch):
+@pytest.mark.parametrize("how", ["direct", "verified", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_decoders_take_it_and_say_the_same_of_the_text(how, monkeypatch):
     """Scores of what was written, by a pass over the whole text, are those that the decoder gave it."""
     calls = []
     monkeypatch.setattr(few_queries, "attend", lambda *a, **o: calls.append(a[1].shape[2]) or attend(*a, **o))
     model = MTPForCausalLM.from_trunk(trunk_of(torch.bfloat16), "independent", 3).to(torch.bfloat16).eval()
     ids = torch.randint(31, (MANY, 5), generator=torch.Generator().manual_seed(1))
-    options = {"verify": "token"} if write is decode_verified else {"block_size": 1}
-    out = write(model, ids, max_new_tokens=6, **options)
-    assert set(calls) == {5, 3 if write is decode_verified else 1}
+    if how == "verified":
+        out = decode_verified(model, ids, max_new_tokens=6, verify="token")
+    else:
+        step = compiled_step(model) if how == "compiled" else None
+        out = decode(model, ids, max_new_tokens=6, block_size=1, step_states=step)
+    assert set(calls) == {5, 3 if how == "verified" else 1}
     logits = model(torch.cat([ids, out.tokens], 1)).logits[:, 4:-1]
     log_p = logits.float().log_softmax(-1).gather(-1, out.tokens[..., None])[..., 0]
     assert (log_p - out.log_q).abs().max() < 0.05  # bf16: half a per cent of a logit of 5
