@@ -67,6 +67,9 @@ def main() -> None:
         if on in KNOWN and local_paths(KNOWN[on], None) is None:
             print(f"{on} is not here: leaplm data get {on}")
             continue
+        if on in SUITES and (missing := absent(on)):
+            print(f"{on} is left out: {missing}")
+            continue
         measure = text_cell if on in TEXTS else suite_cell
         for head in args.heads:
             for seed in args.seeds:
@@ -77,6 +80,15 @@ def main() -> None:
 
 
 law_of = cache(load_suite)
+
+
+def absent(suite: str) -> str | None:
+    """What a suite needs that is not installed here."""
+    try:
+        law_of(suite)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def suite_cell(
@@ -191,6 +203,19 @@ def print_tables(records: Sequence[dict[str, Any]]) -> None:
                     value("python", head, k, "validity") if on == "stdlib" else "–",
                 ]
                 print(f"| {head} | {k} | " + " | ".join(cells) + " |")
+        print(
+            "\n| head, K = 4 | parameters, M | of the trunk's | MFLOP a block | of a trunk's token | bits a byte, direct |"
+        )
+        print("|---|---|---|---|---|---|")
+        for head in (head for head in NAMES if (on, head, 4, "parameters", None, None, None) in by):
+            size, cost = (by[on, head, 4, metric, None, None, None][0]["value"] for metric in ("parameters", "flops"))
+            own, token = (
+                by[on, "trunk", 4, metric, None, None, None][0]["value"] for metric in ("parameters", "flops")
+            )
+            print(
+                f"| {head} | {size / 1e6:.2f} | {size / own:.2f} | {cost / 1e6:.1f} | {cost / token:.2f} | "
+                f"{value(on, head, 4, 'bits_per_byte')} |"
+            )
     print("\n| suite | head | K | validity | the same model's trunk alone | TV | exact sampling's TV | exact TV |")
     print("|---|---|---|---|---|---|---|---|")
     suites = dict.fromkeys(r["on"] for r in records if r["metric"] == "total_variation")

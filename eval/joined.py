@@ -180,7 +180,13 @@ def _strata_table(records: Records) -> list[list[str]]:
         return []
     columns = list(dict.fromkeys((r["subject"], r["metric"]) for r in records))
     head = ["stratum", *(f"{subject}: {'validity' if m == 'validity' else 'exact TV'}" for subject, m in columns)]
-    cells = {(r["stratum"], r["subject"], r["metric"]): f"{r['value']:.4f}" for r in records}
+    found: dict[tuple[str, str, str], Records] = {}
+    for r in records:
+        found.setdefault((r["stratum"], r["subject"], r["metric"]), []).append(r)
+    cells = {}
+    for key, seeds in found.items():
+        r = over_seeds(seeds)
+        cells[key] = f"{r['value']:.4f}" + (f" ± {r['stderr']:.4f}" if r.get("stderr") else "")
     strata = dict.fromkeys(r["stratum"] for r in records)
     return [head, *([s, *(cells.get((s, *column), "–") for column in columns)] for s in strata)]
 

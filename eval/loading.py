@@ -56,7 +56,8 @@ def load_run(run: str, dtype: torch.dtype | str = torch.float32, device: torch.d
     try:
         folder = str(model_folder(run))
     except ValueError:
-        if Path(run).exists() or run.startswith((".", "/")) or run.count("/") > 1:  # no Hub id
+        folder_of_ours = "/" in run and Path(run).parent.is_dir()  # runs/typo, which also reads as owner/name
+        if Path(run).exists() or folder_of_ours or run.startswith((".", "/")) or run.count("/") > 1:  # no Hub id
             raise
         folder = run
     try:

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from training.cli import Sampler, numbers, parse
 
+BLOCKS = (4, 8)
+"""Tokens a pass that `speed` times where nothing else is asked for."""
 HEADS = ("independent", "first-order-chain", "recurrent-chain", "block-chain")
 """On reference trunks, where nothing else is asked for."""
 
@@ -157,8 +159,8 @@ def speed(argv: list[str]) -> None:
         """reference trunks with random weights: S 4×256, M 12×768, L the shape of Qwen3-0.6B"""
         heads: tuple[str, ...] = HEADS
         """of the reference trunks"""
-        blocks: tuple[int, ...] = (4, 8)
-        """tokens per trunk pass"""
+        blocks: tuple[int, ...] | None = None
+        """tokens per trunk pass, default 4 and 8, of a run those that it was trained for"""
         rank: int = 128
         """ρ of the chains on reference trunks"""
         options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE …]")] = ()
@@ -191,7 +193,7 @@ def speed(argv: list[str]) -> None:
     if not args.runs and not args.reference:
         raise ValueError("speed needs a run or a reference trunk: leaplm speed RUN, or leaplm speed --reference M")
     for name in ("blocks", "batch_sizes"):
-        if not getattr(args, name) or min(getattr(args, name)) < 1:
+        if getattr(args, name) is not None and min(getattr(args, name), default=0) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be numbers of 1 or above")
     if min(args.prompt, args.new, args.rounds, args.rank, args.threads or 1) < 1:
         raise ValueError("--prompt, --new, --rounds, --rank and --threads must be 1 or above")
@@ -199,7 +201,7 @@ def speed(argv: list[str]) -> None:
         raise ValueError(
             "random weights draft nothing: with --reference --verify give --acceptance FILE of leaplm accept"
         )
-    if any(args.new % block for block in args.blocks):
+    if any(args.new % block for block in args.blocks or BLOCKS):
         raise ValueError(f"--new {args.new} must be a multiple of every block of --blocks")
     from eval.speed.command import run
 

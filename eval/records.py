@@ -120,8 +120,10 @@ def seeds_mean(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """One record of several: the mean where training seeds differ, else the first."""
+    """One record of several: the mean where training seeds differ, else the first. Of trunks that came frozen, whose seed
+    nobody knows, another value is another trunk."""
     by_seed: dict[Any, dict[str, Any]] = {}
     for r in records:
-        by_seed.setdefault(r.get("train_seed"), r)
+        seed = r.get("train_seed")
+        by_seed.setdefault(("unknown", r["value"]) if seed is None else seed, r)
     return seeds_mean(list(by_seed.values()))

@@ -105,7 +105,12 @@ class RunDir:
         if not steps:
             return None
         file = self.checkpoints / f"step-{steps[-1]}" / "state.pt"
-        return torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a broken file fails in as many ways as there are formats
+            raise ValueError(
+                f"{file} did not load: remove its folder, and the run goes on from the one before"
+            ) from error
 
     def log(self, record: dict[str, Any]) -> None:
         with open(self.metrics, "a") as file:

@@ -6,6 +6,7 @@ import torch
 import yaml
 
 from eval.loading import LoadedRun, load_run
+from eval.measuring_commands import BLOCKS
 from eval.records import keep_records, read_records, write_records
 from eval.samples import held_out_windows
 from eval.speed.decoding import Contender, Setting, contenders, measure
@@ -59,16 +60,21 @@ def _subjects(args: Any, dtype: torch.dtype, device: torch.device, threads: int)
         heads = []
         for head in args.heads:
             own = {key: value for key, value in options.items() if key in option_names(head)}
-            model: Any = MTPForCausalLM.from_trunk(trunk, head, max(args.blocks), **own)
+            model: Any = MTPForCausalLM.from_trunk(trunk, head, max(args.blocks or BLOCKS), **own)
             model.to(device, dtype).eval()
-            heads += [(model, block) for block in args.blocks]
+            heads += [(model, block) for block in args.blocks or BLOCKS]
         yield size, trunk, heads, None
     for one in args.runs:
         loaded = load_run(one)
         torch.set_num_threads(threads)  # one number for all, not what each was trained with
         model = loaded.model
         model.to(device=device, dtype=dtype)
-        blocks = [block for block in args.blocks if block <= loaded.block_size] or [loaded.block_size]
+        for block in args.blocks or ():
+            if block > loaded.block_size:
+                raise ValueError(
+                    f"--blocks {block}: {one} was trained for blocks of at most {loaded.block_size} tokens"
+                )
+        blocks = [block for block in args.blocks or BLOCKS if block <= loaded.block_size] or [loaded.block_size]
         if args.new % blocks[0]:
             raise ValueError(f"--new {args.new} must be a multiple of {one}'s own block of {blocks[0]}")
         yield one, model.trunk, [(model, block) for block in blocks] if model.head is not None else [], loaded
@@ -110,5 +116,9 @@ def _print(on: str, batch: int, parts: list[Contender], records: list[dict[str, 
             f"{latency['value'] * 1e3:.0f} ms",
             f"{peak['value'] / 2**20:.0f} MiB" if peak else "–",
         )
+    for c, gain in zip(parts, of["speedup"], strict=True):
+        if "times_transformers" in gain:
+            low, high = gain["times_transformers_interval"]
+            print(f"{c.name}: {gain['times_transformers']:.2f} ({low:.2f} to {high:.2f}) × transformers' own loop")
     if not all(r["stable"] for r in of["speedup"]):
         print("(?): the interval is wider than ±10%, which is no result: run again on an idle machine")

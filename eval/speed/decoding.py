@@ -206,6 +206,10 @@ def measure(
     for c in parts:
         rate = pair_ratio(torch.full((setting.rounds,), setting.batch * setting.new).numpy(), decoding[c.name])
         gain = pair_ratio(decoding[parts[0].name], decoding[c.name])
+        beside: dict[str, Any] = {}
+        if c.subject == "trunk" and "transformers" in decoding:  # our loop against theirs, of the same rounds
+            ratio = pair_ratio(decoding["transformers"], decoding[c.name])
+            beside = {"times_transformers": ratio.value, "times_transformers_interval": [ratio.low, ratio.high]}
         committed = c.committed or c.block
         passes = setting.new / committed
         floor = machine.seconds(c.work) * passes / (setting.batch * setting.new)
@@ -226,7 +230,7 @@ def measure(
         }
         for metric, ratio, unit, more in (
             ("tokens_per_second", rate, "tokens/s", floors),
-            ("speedup", gain, "× trunk", {}),
+            ("speedup", gain, "× trunk", beside),
             ("latency", prefill, "s, prompt and first block", {}),
         ):
             interval: dict[str, Any] = {"interval": [ratio.low, ratio.high], "stable": ratio.stable}

@@ -8,6 +8,7 @@ import torch
 
 from eval.records import record
 from eval.speed.floor import Machine, flop_counter
+from eval.speed.memory import peak_memory
 from eval.speed.timing import interleaved, load_average, pair_ratio
 from eval.tables import print_row
 from flowmap.rng import Rng
@@ -49,11 +50,15 @@ def measure_training(
         model.float().train()
         steps += [_step(model, fraction, trunk_optimizer, (batch, length), dtype) for fraction in (1.0, 0.25)]
     names = [f"{s.subject} {s.anchor_fraction:g}" for s in steps]
+    device = next(trunk.parameters()).device
+    for s in steps:
+        s.run()  # the optimizer's moments are made at its first step, and are no part of a step's own memory
+    peaks = [peak_memory(s.run, device) for s in steps]
     seconds = interleaved(dict(zip(names, (s.run for s in steps), strict=True)), args.rounds, f"{on}, training")
     own = seconds[names[0]]
     records = []
-    print_row(f"\n{on}, training step", "tokens/s", "time × trunk", "FLOPs × trunk", "TFLOP/s", "peak share")
-    for s, name in zip(steps, names, strict=True):
+    print_row(f"\n{on}, training step", "tokens/s", "time × trunk", "FLOPs × trunk", "TFLOP/s", "peak share", "MiB")
+    for s, name, peak in zip(steps, names, peaks, strict=True):
         slowdown = pair_ratio(seconds[name], own)
         rate = pair_ratio(torch.full((args.rounds,), batch * length).numpy(), seconds[name])
         share = s.flops * rate.value / batch / length / machine.throughput
@@ -73,6 +78,9 @@ def measure_training(
             record("flops", s.flops / batch / length, unit="FLOP/token, forward and backward", **common),
             record("mfu", share, unit="fraction of measured peak", **common),
         ]
+        if peak is not None:
+            unit = "bytes above weights and moments"
+            records.append(record("peak_memory", peak, unit=unit, **common))
         print_row(
             f"{s.subject} {'' if s.anchor_fraction == 1 else '1/4'}",
             f"{rate.value:.0f}",
@@ -80,6 +88,7 @@ def measure_training(
             f"{flops_ratio:.2f}",
             f"{s.flops * rate.value / batch / length / 1e12:.2f}",
             f"{share:.0%}",
+            "–" if peak is None else f"{peak / 2**20:.0f}",
         )
     return records
 

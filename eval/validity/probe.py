@@ -5,6 +5,7 @@ answers take consecutive blocks, and the record says so); exact match, through t
 the suite has one; no retry; unfinished is invalid.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,12 +78,12 @@ def probe(
     records = score(suite, counts, per_prompt, common)
     exact = size == 1 or run.head.exact
     if exact and way == Way() and warp == Warp() and encoded.longest <= size and encoded.one_token_per_word:
-        variation = exact_variations(run, encoded, size)
-        for stratum, prompts in strata(suite):
-            mean = float(np.mean([variation[prompt] for prompt in prompts]))
-            records.append(
-                record("total_variation_exact", mean, kind="exact", unit="fraction", **{**common, **stratum})
-            )
+        laws = exact_laws(run, encoded, size)
+        for metric, unit, apart in (("total_variation_exact", "fraction", variation), ("kl", "nats", divergence)):
+            each = {prompt: apart(law, laws[prompt]) for prompt, law in suite.laws.items()}
+            for stratum, prompts in strata(suite):
+                mean = float(np.mean([each[prompt] for prompt in prompts]))
+                records.append(record(metric, mean, kind="exact", unit=unit, **{**common, **stratum}))
     return Probe(suite, common["subject"], counts, records + dumb_records(suite, common))
 
 
@@ -159,8 +160,19 @@ def _statistics(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.stack([variation, coverage, entropy])
 
 
-def exact_variations(run: LoadedRun, encoded: EncodedSuite, size: int, batch: int = 4096) -> dict[str, float]:
-    """prompt → ½ Σ |q − p| with q read off the head itself: no sampling. Mass outside the law counts whole."""
+def variation(law: Mapping[str, float], q: Mapping[str, float]) -> float:
+    """½ Σ |q − p|; q: of the law's answers, what it lacks to 1 lies on others and counts whole."""
+    apart = sum(abs(q[text] - p) for text, p in law.items())
+    return (apart + max(0.0, 1 - sum(q.values()))) / 2
+
+
+def divergence(law: Mapping[str, float], q: Mapping[str, float]) -> float:
+    """KL(p ‖ q) in nats, infinite where q leaves an answer out."""
+    return sum(p * (math.log(p / q[text]) if q[text] else math.inf) for text, p in law.items() if p)
+
+
+def exact_laws(run: LoadedRun, encoded: EncodedSuite, size: int, batch: int = 4096) -> dict[str, dict[str, float]]:
+    """prompt → q of every answer of its law, read off the head itself: no sampling."""
     rows = [(prompt, text) for prompt, law in encoded.suite.laws.items() for text in law]
     contexts = prompt_contexts(run, [encoded.starts[prompt] for prompt in encoded.suite.prompts])
     at = {prompt: i for i, prompt in enumerate(encoded.suite.prompts)}
@@ -174,12 +186,7 @@ def exact_variations(run: LoadedRun, encoded: EncodedSuite, size: int, batch: in
             context = contexts([at[prompt] for prompt, _ in part])
             log_q = _block_log_prob(run, context, answers, size)
             q |= dict(zip(part, log_q.double().exp().tolist(), strict=True))
-    result = {}
-    for prompt, law in encoded.suite.laws.items():
-        own = [q[prompt, text] for text in law]
-        apart = sum(abs(a - p) for a, p in zip(own, law.values(), strict=True))
-        result[prompt] = (apart + max(0.0, 1 - sum(own))) / 2
-    return result
+    return {prompt: {text: q[prompt, text] for text in law} for prompt, law in encoded.suite.laws.items()}
 
 
 def prompt_contexts(run: LoadedRun, starts: list[list[int]], batch: int = 1024) -> Callable[[list[int]], Any]:

@@ -7,6 +7,8 @@ training draws from the same law that probing scores against. A new one is a fun
     @register("coins")
     def coins() -> Suite:
         return Suite("coins", {"the coins are": {"heads tails": 0.5, "tails heads": 0.5}})
+
+or, of one's own, named where it lies: `--suite my_suites:coins`, with PYTHONPATH=. for a file in this folder.
 """
 
 import difflib
@@ -14,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 Laws = Mapping[str, Mapping[str, float]]
@@ -79,7 +82,7 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """A suite by name (`poker`, `pairs-64`, `skip-64`, …) or a cases file's path."""
+    """A suite by name (`poker`, `pairs-64`, `skip-64`, …), a cases file's path, or one's own as `module:function`."""
     from eval.validity.open import OPEN_SUITES
 
     if name in OPEN_SUITES:
@@ -88,6 +91,8 @@ def load_suite(name: str) -> Suite:
         from eval.validity.cases import load_cases
 
         return load_cases(Path(name))
+    if ":" in name:
+        return _own_suite(name)
     names = [*suite_names(), *OPEN_SUITES]
     family, _, size = name.rpartition("-")
     if name in _FAMILIES and not _FAMILIES[name][1]:
@@ -97,3 +102,16 @@ def load_suite(name: str) -> Suite:
     near = difflib.get_close_matches(name, names, 1, 0.3)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}, or a cases.jsonl file"
     raise ValueError(f"unknown suite {name!r}: {hint}")
+
+
+def _own_suite(name: str) -> Suite:
+    """What `module:function` returns."""
+    module, _, attribute = name.partition(":")
+    try:
+        build = getattr(import_module(module), attribute, None)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"suite {name!r}: {error}; PYTHONPATH names the folder of the module") from error
+    made = build() if callable(build) else None
+    if not isinstance(made, Suite):
+        raise ValueError(f"suite {name!r}: {module} holds no function {attribute!r} that returns a Suite")
+    return made

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import leaplm
+from training.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--training.steps", "3", "--training.batch-size", "16", "--training.threads", "1", "--quiet"]
@@ -161,6 +163,21 @@ def test_a_broken_checkpoint_is_one_line(trained, tmp_path, capsys):
     for file in next(trained.glob("checkpoints/step-*/model")).iterdir():
         (folder / file.name).write_bytes(file.read_bytes()[:50] if file.suffix == ".safetensors" else file.read_bytes())
     assert "did not load" in fails(capsys, "probe", str(folder), "--suite", "poker")
+
+
+def test_a_broken_state_is_one_line_and_says_how_to_go_on(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    state = next(run.glob("checkpoints/step-*/state.pt"))
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(ValueError, match="remove its folder, and the run goes on from the one before"):
+        RunDir(run).load()
+
+
+def test_a_missing_run_beside_others_is_no_name_on_the_hub(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained.parent.parent)
+    told = fails(capsys, "probe", f"{trained.parent.name}/tpyo", "--suite", "poker")
+    assert "no run directory" in told
 
 
 @pytest.mark.parametrize(

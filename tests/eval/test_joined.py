@@ -89,3 +89,14 @@ def test_what_is_nothing_to_join_is_refused(tmp_path):
     for name, words in (("x.json", "holds no records"), ("none", "is no run directory")):
         with pytest.raises(ValueError, match=words):
             joined.run(types.SimpleNamespace(runs=(str(tmp_path / name),), out=tmp_path / "o", title=""), [])
+
+
+def test_a_frozen_trunk_of_unknown_seed_is_another_where_its_value_is_and_strata_are_means_too():
+    common = {"on": "t", "kind": "exact", "unit": "nats/token", "contract": {"block": 1}}
+    trunks = [record("nll", value, subject="trunk", train_seed=None, **common) for value in (2.0, 4.0, 2.0)]
+    assert over_seeds(trunks)["value"] == 3.0
+    strata = [
+        record("validity", value, subject="x", train_seed=seed, stratum="trips", **common)
+        for seed, value in enumerate((0.5, 0.7))
+    ]
+    assert joined._strata_table(strata)[1] == ["trips", "0.6000 ± 0.1000"]

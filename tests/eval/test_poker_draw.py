@@ -69,7 +69,7 @@ def suite():
 
 
 def test_the_law_is_the_count_of_the_48_cards(suite):
-    for prompt in random.Random(1).sample(sorted(suite.laws), 40):
+    for prompt in suite.laws:
         words = prompt.split()
         hand = [4 * RANKS.index(r) + SUITS.index(s) for r, s in zip(words[::2], words[1::2], strict=True)]
         assert hand == sorted(hand, reverse=True)

@@ -52,6 +52,9 @@ def test_sampled_numbers_agree_with_the_heads_own_law_by_enumeration():
         assert abs(counts[text] / 40_000 - p) < 4 * (p * (1 - p) / 40_000) ** 0.5 + 1e-4
     drawn, exact = value(done, "total_variation"), value(done, "total_variation_exact")
     assert drawn == pytest.approx(exact, abs=0.02)
+    ids = torch.tensor([run.tokenizer.encode(hand) for hand in suite.laws["the hand is"]])
+    whole = run.model.head.log_prob(run.model.context(hidden[:, -1].expand(6, -1)), ids).sum(1)
+    assert value(done, "kl") == pytest.approx(float((-torch.tensor(6.0).log() - whole.detach()).mean()), rel=1e-5)
     assert sum(counts.values()) == 40_000
     contract = done.records[0]["contract"]
     assert contract["trunk_passes"] == 1 and contract["one_block"]

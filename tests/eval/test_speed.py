@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from eval.speed import command
 from eval.speed.command import _subjects
 from eval.speed.decoding import Setting, contenders, measure, pass_work
 from eval.speed.floor import Machine, Work, measure_machine, measure_work
@@ -89,6 +90,11 @@ def test_every_contender_writes_what_it_is_asked_and_is_recorded(batch):
     assert all(r["value"] >= 0 for r in records if r["metric"] == "peak_memory")
     trunk_gain = records[1]
     assert trunk_gain["value"] == 1 and trunk_gain["interval"] == [1, 1] and trunk_gain["stable"]
+    theirs = next(r for r in records if r["metric"] == "speedup" and r["subject"] == "transformers")
+    assert (
+        trunk_gain["times_transformers"] == pytest.approx(1 / theirs["value"], rel=0.5)
+        and "times_transformers" not in theirs
+    )
     assert all(r["contract"]["batch"] == batch and r["kind"] == "estimate" for r in records)
     assert records[0]["floor_bytes"] > 0 and records[0]["floor_share"] > 0
 
@@ -124,7 +130,7 @@ def test_the_training_step_counts_flops_of_both_passes_and_a_quarter_of_the_posi
     by = {(r["metric"], r["subject"], r["contract"]["anchor_fraction"]): r for r in records}
     assert set(by) == {
         (metric, *who)
-        for metric in ("train_tokens_per_second", "speedup", "flops", "mfu")
+        for metric in ("train_tokens_per_second", "speedup", "flops", "mfu", "peak_memory")
         for who in (("trunk", 1.0), ("block-chain", 1.0), ("block-chain", 0.25))
     }
     own = by["flops", "trunk", 1.0]["value"]
@@ -174,4 +180,16 @@ def test_options_reach_the_heads_that_have_them_and_nobody_else_is_asked():
     assert independent.config.head_options == {}
     args.options = ("depth=3",)
     with pytest.raises(ValueError, match="'depth=3': want KEY=VALUE, an option of one of block-chain, independent"):
+        list(_subjects(args, torch.float32, torch.device("cpu"), 1))
+
+
+def test_blocks_that_a_run_was_not_trained_for_are_refused_and_by_default_left_out(monkeypatch):
+    model = MTPForCausalLM.from_trunk(trunk(), "independent", 4)
+    run = types.SimpleNamespace(model=model, block_size=4)
+    monkeypatch.setattr(command, "load_run", lambda name: run)
+    args = types.SimpleNamespace(reference=(), runs=("RUN",), blocks=None, new=64, options=(), heads=(), rank=8)
+    [(_, _, heads, _)] = _subjects(args, torch.float32, torch.device("cpu"), 1)
+    assert [block for _, block in heads] == [4]
+    args.blocks = (2, 8)
+    with pytest.raises(ValueError, match="--blocks 8: RUN was trained for blocks of at most 4"):
         list(_subjects(args, torch.float32, torch.device("cpu"), 1))

@@ -1,3 +1,4 @@
+import datetime
 import itertools
 import json
 
@@ -130,10 +131,26 @@ def test_dates_exist_and_fall_on_their_weekday():
     assert "Saturday 29 February 2025" not in law and "Sunday 1 January 2024" not in law
 
 
+def test_of_all_weekdays_days_months_and_years_those_are_valid_that_exist():
+    suite = dates()
+    weekdays, days, months, years = words(suite)
+    assert (len(weekdays), len(days), len(months), len(years)) == (7, 31, 12, 4)
+    for weekday, day, month, year in itertools.product(weekdays, days, months, years):
+        try:
+            exists = datetime.datetime.strptime(f"{day} {month} {year}", "%d %B %Y").strftime("%A") == weekday
+        except ValueError:
+            exists = False
+        assert suite.is_valid("the day is", f"{weekday} {day} {month} {year}") == exists
+
+
 def test_sums_add_up():
     suite = sums(2)
     assert len(suite.laws) == 10_000
     assert suite.laws["9 9 + 0 7 ="] == {"1 0 6": 1.0} and suite.laws["0 3 + 0 4 ="] == {"0 0 7": 1.0}
+    for prompt in suite.laws:
+        a, b = (int(part.replace(" ", "")) for part in prompt.removesuffix(" =").split(" + "))
+        right = [n for n in range(1000) if suite.is_valid(prompt, " ".join(f"{n:03d}"))] if a < 10 else [a + b]
+        assert right == [a + b] and suite.is_valid(prompt, " ".join(f"{a + b:03d}"))
 
 
 def test_there_are_288_filled_grids_and_each_is_one():
@@ -145,6 +162,20 @@ def test_there_are_288_filled_grids_and_each_is_one():
         assert all(set(row) == full for row in g) and all({g[r][c] for r in range(4)} == full for c in range(4))
         for r, c in itertools.product((0, 2), repeat=2):
             assert {g[r][c], g[r][c + 1], g[r + 1][c], g[r + 1][c + 1]} == full
+
+
+def test_of_all_grids_with_a_permutation_in_each_row_those_are_valid_that_are_filled_right():
+    suite, full = sudoku4(), set("1234")
+    valid = 0
+    for rows in itertools.product(itertools.permutations("1234"), repeat=4):
+        right = all(set(column) == full for column in zip(*rows, strict=True)) and all(
+            {rows[r][c], rows[r][c + 1], rows[r + 1][c], rows[r + 1][c + 1]} == full for r in (0, 2) for c in (0, 2)
+        )
+        if right or valid < 288:
+            assert suite.is_valid("the grid is", " ".join(itertools.chain(*rows))) == right
+        valid += right
+    assert valid == len(suite.laws["the grid is"]) == 288
+    assert not suite.is_valid("the grid is", " ".join("1" * 16))
 
 
 @pytest.mark.parametrize(
@@ -161,3 +192,20 @@ def test_a_suite_of_ones_own_is_a_function():
         return Suite("coins", {"the coins are": {"heads tails": 0.5, "tails heads": 0.5}})
 
     assert load_suite("coins").is_valid("the coins are", "tails heads") and "coins" in suite_names()
+
+
+def test_a_suite_of_ones_own_is_named_where_it_lies(tmp_path, monkeypatch):
+    (tmp_path / "my_suites.py").write_text(
+        "from eval.validity.suites import Suite\n"
+        "def coins():\n    return Suite('coins', {'the coins are': {'heads tails': 0.5, 'tails heads': 0.5}})\n"
+        "def nothing():\n    return 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_suite("my_suites:coins").is_valid("the coins are", "tails heads")
+    for name, told in (
+        ("my_suites:nothing", "no function"),
+        ("my_suites:none", "no function"),
+        ("not_there:coins", "PYTHONPATH"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            load_suite(name)

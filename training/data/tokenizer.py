@@ -57,8 +57,9 @@ def load_tokenizer(name: str | Path):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer {str(name)!r} did not load: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # a broken file fails in as many ways as there are formats
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"tokenizer {str(name)!r} did not load: {first_line}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {str(name)!r} has no end-of-text token (eos_token), which documents end with")
     return tokenizer
