@@ -1,10 +1,12 @@
 """Three claims about few-step maps on images, each as records and a plot, from the cells of benchmarks.images.
 
-    python -m benchmarks.claims [--on digits] [--seeds 0 1 2]
+    python -m benchmarks.claims [told-s] [matched] [moments] [--on digits] [--seeds 0 1 2]
 
-1. told-s: the same objective with the s input zeroed, by pushforward and by restart, against steps.
-2. matched: the smallest number of Euler steps, and of DDIM steps on the cosine path, that matches IMM's one step.
-3. moments: the MMD of three kernels during training against sample quality: Spearman's correlation.
+told-s: the same objective with the s input zeroed, by pushforward and by restart, against steps: FID over FID, seed by seed.
+matched: the smallest number of Euler steps, and of DDIM steps on the cosine path, whose FID is no worse than that of IMM's one
+    step, seed by seed; every number near the crossing is run, none interpolated.
+moments: the MMD of three kernels during training against sample quality: Spearman's correlation, of each seed's own snapshots, since
+    those follow each other.
 
 Plots and records lie in benchmarks/results/images/claims/.
 """
@@ -15,30 +17,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.stats import spearmanr
 
 from benchmarks.cells import cell
-from benchmarks.images import RESULTS, STEPS, config_of, image_cell, read_costs
+from benchmarks.image_objectives import STEPS
+from benchmarks.images import RESULTS, config_of, image_cell, images_of, read_costs
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
 from eval.records import record, seeds_mean, write_records
+from flowmap.backbone import VERSION
 from flowmap.objectives import InductiveMomentMatching, StateBatch
 from flowmap.rng import Rng
-from imm.data import Images, load_images
+from imm.data import Images
 from imm.model import ImageFlow
 from training.config import override, to_dict
 from training.loop import train
 from training.tasks import build
 
 HERE = RESULTS / "claims"
+CLAIMS = ("told-s", "matched", "moments")
 KERNELS = ("laplace", "rbf", "energy")
 SNAPSHOTS = 24
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("claims", nargs="*", default=[], choices=[*CLAIMS, []], metavar="CLAIM", help=", ".join(CLAIMS))
     parser.add_argument("--on", default="digits", choices=["digits", "mnist"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=240.0, help="of training on one core, as benchmarks.images")
@@ -55,51 +60,110 @@ def main() -> None:
             if r["metric"] == "classifier_fid" and "beside" not in r
         ]
 
-    told_s(args.on, cells, command)
-    matched(args.on, cells, command)
-    moments(args.on, args.seeds, round(args.seconds / costs["imm"]), args.runs, command)
+    wanted = args.claims or CLAIMS
+    if "told-s" in wanted:
+        told_s(args.on, cells, command)
+    if "matched" in wanted:
+        matched(args.on, cells, command)
+    if "moments" in wanted:
+        moments(args.on, args.seeds, round(args.seconds / costs["imm"]), args.runs, command)
+
+
+def by_seed(records: Sequence[dict[str, Any]], sampler: str) -> dict[int, dict[int, float]]:
+    """seed → FID at each number of steps."""
+    found: dict[int, dict[int, float]] = {}
+    for r in records:
+        if r["contract"]["sampler"] == sampler:
+            found.setdefault(r["train_seed"], {})[r["contract"]["steps"]] = r["value"]
+    return found
 
 
 def curve(records: Sequence[dict[str, Any]], sampler: str) -> list[dict[str, Any]]:
-    """The mean over seeds at each number of steps."""
+    """The mean over seeds at each number of steps that was run."""
     chosen = [r for r in records if r["contract"]["sampler"] == sampler]
-    return [seeds_mean([r for r in chosen if r["contract"]["steps"] == steps]) for steps in STEPS]
+    counts = sorted({r["contract"]["steps"] for r in chosen})
+    return [seeds_mean([r for r in chosen if r["contract"]["steps"] == steps]) for steps in counts]
 
 
 def told_s(on: str, cells: Any, command: list[str]) -> None:
-    lines = {}
+    lines, results = {}, []
     for name in ("imm", "lagrangian"):
-        lines[name] = curve(cells(name), "pushforward")
-        without = cells(f"{name}, s zeroed")
+        told, without = cells(name), cells(f"{name}, s zeroed")
+        lines[name] = curve(told, "pushforward")
         lines[f"{name}, s zeroed"] = curve(without, "pushforward")
         lines[f"{name}, s zeroed, restart"] = curve(without, "restart")
-    keep(on, "told-s", lines, command)
-    for name in ("imm", "lagrangian"):
-        ratios = [b["value"] / a["value"] for a, b in zip(lines[name], lines[f"{name}, s zeroed"], strict=True)]
-        shown = ", ".join(f"{steps}: {ratio:.1f}×" for steps, ratio in zip(STEPS, ratios, strict=True))
-        print(f"{on}, {name}: FID without s over FID with it, by steps: {shown}")
+        for sampler in ("pushforward", "restart"):
+            results += ratios(on, name, by_seed(told, "pushforward"), by_seed(without, sampler), sampler)
+    keep(on, "told-s", lines, command, results)
+    for r in results:
+        contract = r["contract"]
+        print(
+            f"{on}, {r['subject']}, {contract['steps']} steps by {contract['sampler']}: FID without s over FID with it {_shown(r)}"
+        )
+
+
+def ratios(
+    on: str, name: str, told: dict[int, dict[int, float]], without: dict[int, dict[int, float]], sampler: str
+) -> list[dict[str, Any]]:
+    """FID without s over FID with it at each number of steps, means over the seeds that have both."""
+    made = []
+    for steps in STEPS:
+        each = [
+            record("fid_ratio", without[seed][steps] / told[seed][steps], on=on, subject=f"{name}, s zeroed", kind="estimate",
+                   unit="× with s", train_seed=seed, contract={"steps": steps, "nfe": steps, "sampler": sampler})
+            for seed in sorted(set(told) & set(without))
+        ]  # fmt: skip
+        made.append(seeds_mean(each))
+    return made
 
 
 def matched(on: str, cells: Any, command: list[str]) -> None:
+    imm, straight, curved = cells("imm"), cells("flow-matching"), cells("flow-matching, cosine")
     lines = {
-        "imm": curve(cells("imm"), "pushforward"),
-        "flow matching, Euler": curve(cells("flow-matching"), "euler"),
-        "flow matching, DDIM on the cosine path": curve(cells("flow-matching, cosine"), "ddim"),
+        "imm": curve(imm, "pushforward"),
+        "flow matching, Euler": curve(straight, "euler"),
+        "flow matching, DDIM on the cosine path": curve(curved, "ddim"),
     }
-    keep(on, "matched", lines, command)
-    goal = lines["imm"][0]["value"]
-    for name in list(lines)[1:]:
-        n = matching_steps([r["value"] for r in lines[name]], goal)
-        print(f"{on}: {name} matches IMM's one step ({goal:.2f}) at {n} steps")
+    goals, results = by_seed(imm, "pushforward"), []
+    for name, rows, sampler in (("flow-matching", straight, "euler"), ("flow-matching, cosine", curved, "ddim")):
+        each = []
+        for seed, fids in by_seed(rows, sampler).items():
+            n = matching_steps(fids, goals[seed][1])
+            told: dict[str, Any] = {
+                "kind": "estimate",
+                "unit": "steps",
+                "train_seed": seed,
+                "contract": {"sampler": sampler},
+            }
+            each.append(
+                record(
+                    "matching_steps",
+                    n or max(fids),
+                    on=on,
+                    subject=name,
+                    reached=n is not None,
+                    goal=goals[seed][1],
+                    **told,
+                )
+            )
+        results.append(seeds_mean(each) | {"reached": all(r["reached"] for r in each)})
+        print(f"{on}: {name} matches IMM's one step at {_shown(results[-1])} steps of {sampler}"
+              + ("" if results[-1]["reached"] else ", where at all"))  # fmt: skip
+    keep(on, "matched", lines, command, results)
 
 
-def matching_steps(values: Sequence[float], goal: float) -> str:
-    """Between the two numbers of steps that were run, by interpolation of log FID in log steps."""
-    for (n, a), (m, b) in zip(zip(STEPS, values, strict=True), zip(STEPS[1:], values[1:], strict=True), strict=False):
-        if a > goal >= b:
-            share = np.log(a / goal) / np.log(a / b)
-            return f"{np.exp(np.log(n) + share * np.log(m / n)):.1f}"
-    return "1" if values[0] <= goal else f"more than {STEPS[-1]}"
+def matching_steps(fids: dict[int, float], goal: float) -> int | None:
+    """The fewest steps of those that were run that are no worse than goal, with all larger numbers of steps; None where none are."""
+    found = None
+    for steps in sorted(fids, reverse=True):
+        if fids[steps] > goal:
+            break
+        found = steps
+    return found
+
+
+def _shown(r: dict[str, Any]) -> str:
+    return f"{r['value']:.2f}" + (f" ± {r['stderr']:.2f}" if r.get("stderr_over") == "seeds" else "")
 
 
 def moments(on: str, seeds: Sequence[int], steps: int, runs: Path, command: list[str]) -> None:
@@ -116,7 +180,7 @@ def moments(on: str, seeds: Sequence[int], steps: int, runs: Path, command: list
         def measure(config: Any = config, seed: int = seed) -> list[dict[str, Any]]:
             folder = runs / on / f"moments-{seed}"
             train(config, folder, build)
-            images = load_images(on, config.data.root)
+            images = images_of(config)
             scorer = ImageScorer(images)
             found = []
             for path in sorted((folder / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:])):
@@ -132,20 +196,24 @@ def moments(on: str, seeds: Sequence[int], steps: int, runs: Path, command: list
                     found.append(record("classifier_fid", value, unit="FID", contract=contract, **common, **at))
             return found
 
-        inputs = {"config": to_dict(config), "kernels": list(KERNELS)}
+        inputs = {"config": to_dict(config), "kernels": list(KERNELS), "network": VERSION}
         points += cell(HERE / f"{on}-moments-{seed}.json", inputs, command, measure)
     results = []
     for kernel in KERNELS:
         for count in (1, 4):
-            x, y = paired(points, kernel, count)
-            value, low, high = rank_correlation(x, y)
-            results.append(
-                record(
-                    "spearman", value, on=on, subject=f"imm, {kernel}", kind="estimate", unit="rank correlation",
-                    interval=[low, high], n=len(x), seeds=list(seeds), contract={"steps": count},
-                )
-            )  # fmt: skip
-            print(f"{on}: MMD² ({kernel}) and FID at {count} steps: Spearman {value:.2f} ({low:.2f} to {high:.2f})")
+            each = []
+            for seed in seeds:
+                x, y = paired([p for p in points if p["train_seed"] == seed], kernel, count)
+                told: dict[str, Any] = {
+                    "unit": "rank correlation",
+                    "n": len(x),
+                    "train_seed": seed,
+                    "contract": {"steps": count},
+                }
+                value = float(spearmanr(x, y).statistic)
+                each.append(record("spearman", value, on=on, subject=f"imm, {kernel}", kind="estimate", **told))
+            results.append(seeds_mean(each))
+            print(f"{on}: MMD² ({kernel}) and FID at {count} steps: Spearman {_shown(results[-1])}")
     write_records(HERE / f"{on}-moments.json", command, results)
     figure, axes = _figure(len(KERNELS))
     for axis, kernel in zip(axes, KERNELS, strict=True):
@@ -165,16 +233,6 @@ def paired(points: Sequence[dict[str, Any]], kernel: str, count: int) -> tuple[l
     return [mmd[key] for key in mmd], [fid[key] for key in mmd]
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
-    """Spearman's ρ and its bootstrap 95% interval over snapshots (which follow each other in training, so that it
-    is narrower than that of independent ones)."""
-    a, b = np.array(x), np.array(y)
-    picks = np.random.default_rng(0).integers(len(a), size=(resamples, len(a)))
-    spread = [spearmanr(a[p], b[p]).statistic for p in picks]
-    low, high = np.nanquantile(spread, [0.025, 0.975])
-    return float(spearmanr(a, b).statistic), float(low), float(high)
-
-
 @torch.no_grad()
 def held_out_mmd(model: ImageFlow, images: Images, kernel: str, group: int = 32) -> float:
     """Mean paired-U MMD² of IMM's own loss on the test split, in large groups, the same noise every time."""
@@ -190,12 +248,16 @@ def held_out_mmd(model: ImageFlow, images: Images, kernel: str, group: int = 32)
     return sums / count
 
 
-def keep(on: str, claim: str, lines: dict[str, list[dict[str, Any]]], command: list[str]) -> None:
-    write_records(HERE / f"{on}-{claim}.json", command, [{**r, "subject": n} for n, rs in lines.items() for r in rs])
+def keep(
+    on: str, claim: str, lines: dict[str, list[dict[str, Any]]], command: list[str], results: list[dict[str, Any]]
+) -> None:
+    """The curves with what is claimed of them, and their picture."""
+    curves = [{**r, "subject": n} for n, rs in lines.items() for r in rs]
+    write_records(HERE / f"{on}-{claim}.json", command, [*curves, *results])
     figure, (axis,) = _figure(1)
     for name, records in lines.items():
         axis.errorbar(
-            STEPS,
+            [r["contract"]["steps"] for r in records],
             [r["value"] for r in records],
             [r.get("stderr", 0.0) for r in records],
             label=name,

@@ -6,8 +6,9 @@
 
 A cell trains RUNS/ON/NAME-SEED for the number of steps that its objective makes in --seconds of one core (from the
 costs), without classes, draws as many images as the training split has (5,000 at most) with averaged weights, and scores them against
-the test split. Flow matching is sampled by Euler's method, or DDIM on the cosine path; all others by pushforward.
-Cells lie in benchmarks/results/images/.
+the test split, or with --select against a fifth of the training images, held out to choose settings on. Each is drawn from as it was
+trained to be (flowmap.objectives: pushforward; flow matching by Euler's method, DDIM on the cosine path; consistency by restarts; energy
+and drifting in one step). Cells lie in benchmarks/results/images/.
 """
 
 import argparse
@@ -20,46 +21,29 @@ from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
 from benchmarks.costs import measure_costs, seconds_of_a_step
+from benchmarks.image_objectives import EULER_STEPS, STEPS, counts_of, options_of, time_scale
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
 from eval.records import record, seeds_mean
-from imm.data import load_images
+from flowmap.backbone import VERSION
+from imm.data import Images, load_images
 from training.config import PRESETS, RunConfig, load_preset, override, to_dict
 from training.image_task import build
 from training.loop import train
 from training.tasks import build as build_task
 
 RESULTS = Path(__file__).parent / "results" / "images"
-SMOOTH = {"image__time_scale": 4.0}
-"""Objectives that differentiate in time: the embedding is smooth in it."""
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "flow-matching": {},
-    "imm": {"image__options": {"k": 12, "group_size": 4, "weighted": False}},
-    "lagrangian": {**SMOOTH},
-    "terminal-velocity": {**SMOOTH},
-    "progressive": {**SMOOTH},
-    "shortcut": {},
-    "improved-mean-flow": {**SMOOTH},
-    "mean-flow": {**SMOOTH},
-    "eulerian": {**SMOOTH},
-    "alpha-flow": {**SMOOTH},
-    "trajectory": {**SMOOTH},
-    "consistency": {},
-    "continuous-consistency": {**SMOOTH},
-    "energy": {},
-    "drifting": {},
-}
-"""Tuned on seed 0 of digits; RESULTS.md lists the trials."""
+OBJECTIVES = (
+    "flow-matching", "imm", "lagrangian", "terminal-velocity", "progressive", "shortcut", "improved-mean-flow", "mean-flow",
+    "eulerian", "alpha-flow", "trajectory", "consistency", "continuous-consistency", "energy", "drifting",
+)  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"image__objective": name, **more} for name, more in OBJECTIVES.items()},
-    "imm, s zeroed": {"image__objective": "imm", **OBJECTIVES["imm"], "image__use_s": False},
-    "lagrangian, s zeroed": {"image__objective": "lagrangian", **SMOOTH, "image__use_s": False},
+    **{name: {"image__objective": name} for name in OBJECTIVES},
+    "imm, s zeroed": {"image__objective": "imm", "image__use_s": False},
+    "lagrangian, s zeroed": {"image__objective": "lagrangian", "image__use_s": False},
     "flow-matching, cosine": {"image__objective": "flow-matching", "image__path": "cosine"},
 }
-PACED = {"alpha-flow": ("end", 1.0), "consistency": ("stage", 0.125), "continuous-consistency": ("warmup", 0.25)}
-"""What runs its course over a share of the training."""
-STEPS = (1, 2, 4, 8, 16, 50)
-SCORED_IN_FULL = (1, 4, 50)
+SCORED_IN_FULL = (1, 4, 8, 50)
 
 
 def main() -> None:
@@ -71,10 +55,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/images"))
     parser.add_argument("--kept", action="store_true", help="the table of the cells that are there; trains nothing")
     parser.add_argument("--costs", action="store_true", help="measure the cost of a step of each objective instead")
+    parser.add_argument("--select", action="store_true", help="score on held-out training images: to choose settings")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other values: cells of their own")
     args = parser.parse_args()
     command = ["python", "-m", "benchmarks.images", *sys.argv[1:]]
-    variant = settings(args.set)
+    variant = settings([*args.set, *["image.selection=true"] * args.select])
     for on in args.on:
         if args.costs:
             configs = {name: config_of(on, name, 0) for name in VARIANTS}
@@ -103,11 +88,10 @@ def config_of(
     on: str, name: str, seed: int, steps: int = 1, variant: Mapping[str, Any] = MappingProxyType({})
 ) -> RunConfig:
     config = override(load_preset(str(PRESETS / f"_{on}.yaml")), image__conditional=False, **VARIANTS[name])
-    config = override(config, **variant)
-    if name in PACED:
-        option, share = PACED[name]
-        config = override(config, image__options={option: max(1, round(share * steps))})
-    return override(config, seed=seed, training__steps=steps)
+    assert config.image is not None
+    objective = config.image.objective
+    made = {"image__time_scale": time_scale(objective), "image__options": options_of(objective, steps)}
+    return override(override(config, **made), **{**variant, "seed": seed, "training__steps": steps})
 
 
 def image_cell(
@@ -126,10 +110,12 @@ def image_cell(
     def measure() -> list[dict[str, Any]]:
         folder = runs / on / short
         train(config, folder, build_task)
-        run, images = load_image_run(str(folder)), load_images(on, config.data.root)
+        run, images = load_image_run(str(folder)), images_of(config)
         scorer, num = ImageScorer(images), min(len(images.train), 5000)
         records = [{**r, "beside": name} for r in scorer.floors(num)]
-        for sampler, count in product(samplers(name), STEPS):
+        own, most = run.model.config.sampler, run.model.config.most_steps
+        ways = [own, "restart"] if "s zeroed" in name else [own]
+        for sampler, count in [(way, count) for way in ways for count in counts_of(way, most)]:
             drawn = draw_images(run.model, num, count, sampler, seed)
             contract = {
                 "steps": count, "nfe": drawn.nfe, "sampler": sampler, "dtype": "float32", "ema": config.training.ema,
@@ -153,31 +139,32 @@ def image_cell(
                         unit="FID",
                         kind="estimate",
                         n=num,
-                        split="test",
+                        split=images.split,
                         **more,
                     )
                 )
         return records
 
-    data = load_images(on, config.data.root).fingerprint
-    inputs = {"config": to_dict(config), "data": data, "steps": list(STEPS), "samplers": samplers(name)}
+    inputs = {
+        "config": to_dict(config), "data": images_of(config).fingerprint, "steps": [list(STEPS), list(EULER_STEPS)],
+        "in full": list(SCORED_IN_FULL), "network": VERSION,
+    }  # fmt: skip
     return cell(RESULTS / f"{on}-{short}.json", inputs, command, measure, kept)
 
 
-def samplers(name: str) -> list[str]:
-    if name.startswith("flow-matching"):
-        return ["ddim" if "cosine" in name else "euler"]
-    return ["pushforward", "restart"] if "s zeroed" in name else ["pushforward"]
+def images_of(config: RunConfig) -> Images:
+    assert config.image is not None
+    return load_images(config.image.name, config.data.root, selection=config.image.selection)
 
 
 def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:
-    """classifier-FID by steps, mean ± standard error over seeds; nearest-train distance at one step."""
+    """classifier-FID by steps, mean ± standard error over seeds; nearest-train distance at some."""
     floors = {r["subject"]: r["value"] for r in records if r["metric"] == "classifier_fid" and "beside" in r}
     near = [r["value"] for r in records if r["metric"] == "nearest_train_distance" and r["subject"] == "test"]
     print(f"\n{on}: FID of training images {floors['train']:.2f}, resampled {floors['train-resampled']:.2f}; ", end="")
     print(f"test images lie {near[0]:.3f} from the nearest of train")
     heads = [f"{count} steps" for count in STEPS]
-    print(f"| objective | sampler | training steps | {' | '.join(heads)} | nearest train, 1 step |")
+    print(f"| objective | sampler | training steps | {' | '.join(heads)} | nearest train, 1 / 4 / 8 / 50 steps |")
     print("|---" * (len(STEPS) + 4) + "|")
     own = [r for r in records if "beside" not in r]
     for name, sampler in dict.fromkeys((r["subject"], r["contract"]["sampler"]) for r in own):
@@ -192,9 +179,8 @@ def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:
             return f"{mean['value']:.{digits}f}{error}"
 
         cells = [value("classifier_fid", count, 1 if on != "digits" else 2) for count in STEPS]
-        print(
-            f"| {name} | {sampler} | {rows[0]['trained_steps']} | {' | '.join(cells)} | {value('nearest_train_distance', 1, 3)} |"
-        )
+        nearest = " / ".join(value("nearest_train_distance", count, 3) for count in SCORED_IN_FULL)
+        print(f"| {name} | {sampler} | {rows[0]['trained_steps']} | {' | '.join(cells)} | {nearest} |")
 
 
 if __name__ == "__main__":

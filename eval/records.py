@@ -39,6 +39,8 @@ METRICS = frozenset(
         "brier_lm",
         "classifier_fid",
         "inception_fid",
+        "fid_ratio",
+        "matching_steps",
         "kid",
         "inception_score",
         "precision",

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from flowmap.attention import Attention, resolve
 
+VERSION = 2
+"""Of what a network of given weights computes and what a step of it costs: raised when either changes, so that what was measured
+before does not stand beside what is measured after. 2: GELU as torch's plain one, one state without queries and keys."""
 Positions = Literal["learned", "rope", "learned-2d", "rope-2d", "none"]
 
 

@@ -214,6 +214,14 @@ SAMPLERS = {
 STOCHASTIC = ("restart", "ddpm", "ancestral")
 
 
+def sample(name: str, model: Guided, x: Tensor, times: Tensor, rng: Rng) -> Sampled:
+    """Any of SAMPLERS; rng: for those that draw noise on the way."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r}: known are {', '.join(SAMPLERS)}")
+    more = (rng,) if name in STOCHASTIC else ()
+    return SAMPLERS[name](model, x, times, *more)  # type: ignore[operator]
+
+
 def uniform_times(steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:
     """steps + 1 times from start to end, evenly spaced, float64."""
     return torch.linspace(start, end, steps + 1, dtype=torch.float64)

@@ -40,7 +40,8 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Images:
-    """train, test: uint8 (n, h, w, c). Labels: int64 (n,). fingerprint: of every pixel and label."""
+    """train, test: uint8 (n, h, w, c). Labels: int64 (n,). fingerprint: of every pixel and label. split: what `test` is:
+    "test", or "selection", a part of the training split that settings are chosen on."""
 
     train: np.ndarray
     train_labels: np.ndarray
@@ -49,6 +50,7 @@ class Images:
     num_classes: int
     name: str
     fingerprint: str
+    split: str = "test"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,14 +70,17 @@ class Images:
         return Scaling(mean, SIGMA_DATA / deviation)
 
 
-def load_images(name: str, root: str | None = None, size: int | None = None) -> Images:
+def load_images(name: str, root: str | None = None, size: int | None = None, selection: bool = False) -> Images:
     """name: digits, mnist, fashion-mnist, cifar10, a folder of class folders, or a Hub set ("owner/name").
 
     root: the folder of public sets, else LEAPLM_DATA. size: cut folder and Hub images square to so many
-    pixels. Raises ValueError with the mend where a set is not there.
+    pixels. selection: the test split is left alone, a fifth of the training split stands in its place. Raises ValueError
+    with the mend where a set is not there.
     """
     train, test = read_named(name, root, size)
     if test is None:
+        train, test = hold_out(train)
+    if selection:
         train, test = hold_out(train)
     if train.images.shape[1:3] != test.images.shape[1:3]:
         sizes = f"{train.images.shape[1:3]} in train and {test.images.shape[1:3]} in test"
@@ -84,7 +89,7 @@ def load_images(name: str, root: str | None = None, size: int | None = None) -> 
     train, test = (s if s.images.shape[3] == channels else _coloured(s, channels) for s in (train, test))
     parts = (train.images, train.labels.astype(np.int64), test.images, test.labels.astype(np.int64))
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-    return Images(*parts, num_classes, name, _fingerprint(parts))
+    return Images(*parts, num_classes, name, _fingerprint(parts), "selection" if selection else "test")
 
 
 def hold_out(split: Split) -> tuple[Split, Split]:

@@ -17,7 +17,8 @@ from imm.data import SIGMA_DATA, Scaling
 
 class ImageFlowConfig(PreTrainedConfig):
     """channels, height, width_pixels: of an image; patch: side of a patch. shift, scale: from pixels to model space.
-    t_max: where sampling starts, the latest time that was trained. backbone: BackboneConfig's fields."""
+    t_max: where sampling starts, the latest time that was trained. sampler: by which it is drawn from where nothing else is
+    asked for; most_steps: that it was trained for, None for any number. backbone: BackboneConfig's fields."""
 
     model_type = "leaplm-image"
 
@@ -31,6 +32,8 @@ class ImageFlowConfig(PreTrainedConfig):
     path: str = "linear"
     parameterisation: str = "euler-fm"
     t_max: float | int = 1.0
+    sampler: str = "pushforward"
+    most_steps: int | None = None
     backbone: dict[str, Any] | None = None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from eval.images.distances import negative_distance, squared_mmd
 from flowmap.objectives import OBJECTIVES
 from flowmap.rng import Rng
-from flowmap.samplers import Guided, pushforward, uniform_times
+from flowmap.samplers import Guided, sample, uniform_times
 from imm.batch import ImageBatches
 from imm.data import load_images
 from imm.model import ImageFlow, ImageFlowConfig
@@ -27,7 +27,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     plan = config.image
     assert plan is not None
     with accelerator.main_process_first():
-        images = load_images(plan.name, config.data.root, plan.size)
+        images = load_images(plan.name, config.data.root, plan.size, plan.selection)
     torch.manual_seed(config.seed)  # an objective may have weights of its own
     objective = build_objective("image", plan, OBJECTIVES)
     no_label = images.num_classes
@@ -46,6 +46,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             path=plan.path,
             parameterisation=plan.parameterisation,
             t_max=getattr(objective, "t_max", 1.0),
+            sampler="ddim" if (objective.sampler, plan.path) == ("euler", "cosine") else objective.sampler,
+            most_steps=objective.most_steps,
             backbone={
                 name: getattr(plan, name)
                 for name in ("width", "depth", "heads", "positions", "time_scale", "embed", "use_s", "attention")
@@ -88,14 +90,17 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
 
 
 def _energy_distances(model: ImageFlow, test: Tensor, labels: Tensor) -> dict[str, float]:
-    """Of a few pushforward samples to held-out images, from the same noise every time: the progress that a loss does
-    not show."""
+    """Of a few samples to held-out images, from the same noise every time: the progress that a loss does not show."""
     device = next(model.parameters()).device
     label = labels[: len(test)].to(device)
     found = {}
     for steps in PROBE_STEPS:
-        x = model.map.path.draw_noise(Rng(0, torch.arange(len(test), device=device)), "probe", test.to(device))
-        out = pushforward(Guided(model.map, model.condition(label)), x, uniform_times(steps, model.config.t_max))
+        if steps > (model.config.most_steps or steps):
+            continue
+        rng = Rng(0, torch.arange(len(test), device=device))
+        x = model.map.path.draw_noise(rng, "probe", test.to(device))
+        times = uniform_times(steps, model.config.t_max)
+        out = sample(model.config.sampler, Guided(model.map, model.condition(label)), x, times, rng)
         drawn = out.x.flatten(1).float().cpu()
         found[f"energy_distance_{steps}"] = squared_mmd(negative_distance, drawn, test.flatten(1)).value
     return found

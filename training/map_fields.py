@@ -17,6 +17,8 @@ class ImageConfig:
     """digits (scikit-learn's, no network), mnist, fashion-mnist, cifar10, a folder of class folders, or a Hub set"""
     size: Count | None = None
     """folders and Hub sets: cut square to so many pixels"""
+    selection: bool = False
+    """leave the test split alone: a fifth of the training images stands in its place, to choose settings on"""
     flip: bool = False
     """mirror half of the images"""
     objective: str = "flow-matching"

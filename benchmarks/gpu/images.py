@@ -16,18 +16,17 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.fit_map import fit_map
+from benchmarks.image_objectives import STEPS, counts_of, options_of, time_scale
 from eval.images.classifier import load_classifier
 from eval.images.grid import write_grid
 from eval.records import record, write_records
 from flowmap.backbone import Context
 from flowmap.objectives import OBJECTIVES, StateBatch
 from flowmap.rng import Rng
-from flowmap.samplers import Guided, euler, pushforward, uniform_times
+from flowmap.samplers import Guided, sample, uniform_times
 from imm.data import Images, load_images
 from imm.model import ImageFlow, ImageFlowConfig
 
-STEPS = (1, 2, 4, 8, 16, 50)
-SMOOTH = ("lagrangian", "terminal-velocity", "progressive", "improved-mean-flow", "mean-flow", "eulerian", "alpha-flow")
 NAMES = ("flow-matching", "imm", "lagrangian", "progressive")
 
 
@@ -40,6 +39,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--objectives", nargs="+", default=NAMES, choices=list(OBJECTIVES))
     parser.add_argument("--seconds", type=float, default=80.0, help="of training, for each objective")
+    parser.add_argument(
+        "--paced", type=int, default=2000, help="steps that a training is taken to have, by what is paced"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--patch", type=int, default=2)
@@ -59,10 +61,10 @@ def main() -> None:
     records = []
     for name in args.objectives:
         model, steps = train(name, images, args, device)
-        for count in STEPS:
-            pixels, nfe = draw(name, model, count, args, device)
+        for count in counts_of(model.config.sampler, model.config.most_steps, STEPS):
+            pixels, nfe = draw(model, count, args, device)
             value = frechet(classifier(pixels)[0].double(), real)
-            contract = {"steps": count, "nfe": nfe, "dtype": "bfloat16", "ema": 0.999}
+            contract = {"steps": count, "nfe": nfe, "sampler": model.config.sampler, "dtype": "bfloat16", "ema": 0.999}
             records.append(
                 record(
                     "classifier_fid", value, on=images.name, subject=name, unit="FID", kind="estimate", n=len(pixels),
@@ -95,15 +97,15 @@ def read(file: Path) -> Images:
 
 def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[ImageFlow, int]:
     """For the given time; returns the averaged weights and how many steps there were."""
-    objective = OBJECTIVES[name]()
+    objective = OBJECTIVES[name](**options_of(name, args.paced))
     channels, height, width = images.shape
     torch.manual_seed(args.seed)
     config = ImageFlowConfig(  # type: ignore[call-arg]
         channels=channels, height=height, width_pixels=width, patch=args.patch, num_classes=images.num_classes,
-        shift=images.scaling.shift, scale=images.scaling.scale, t_max=getattr(objective, "t_max", 1.0),
+        shift=images.scaling.shift, scale=images.scaling.scale, t_max=getattr(objective, "t_max", 1.0), sampler=objective.sampler, most_steps=objective.most_steps,
         backbone={
             "width": args.width, "depth": args.depth, "heads": args.width // 64 or 1,
-            "time_scale": 4.0 if name in SMOOTH else 1000.0,
+            "time_scale": time_scale(name),
         },
     )  # fmt: skip
     model = ImageFlow(config).to(device)
@@ -121,16 +123,15 @@ def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[I
 
 
 @torch.no_grad()
-def draw(name: str, model: ImageFlow, steps: int, args: Any, device: torch.device) -> tuple[np.ndarray, int]:
+def draw(model: ImageFlow, steps: int, args: Any, device: torch.device) -> tuple[np.ndarray, int]:
     parts, nfe = [], 0
-    sampler = euler if name == "flow-matching" else pushforward
     for rows in torch.arange(args.num, device=device).split(1000):
-        x = model.map.path.draw_noise(
-            Rng(args.seed, rows), "sample", torch.zeros(len(rows), *model.shape, device=device)
-        )
+        rng = Rng(args.seed, rows)
+        x = model.map.path.draw_noise(rng, "sample", torch.zeros(len(rows), *model.shape, device=device))
         guided = Guided(model.map, model.condition(rows % model.config.num_classes))
         with torch.autocast(device.type, torch.bfloat16):
-            out = sampler(guided, x, uniform_times(steps, model.config.t_max).to(device))
+            times = uniform_times(steps, model.config.t_max).to(device)
+            out = sample(model.config.sampler, guided, x, times, rng)
         parts.append(model.images(out.x))
         nfe = out.nfe
     return np.concatenate(parts), nfe

@@ -21,16 +21,17 @@ def sample_images(args: Any, command: list[str]) -> None:
     if args.inception and not args.score:
         raise ValueError("--inception adds a score: say --score too")
     inception = Inception(args.inception) if args.inception else None
-    sampler = args.sampler or "pushforward"
     shown = (*SHOWN, "inception_fid") if inception else SHOWN
     for name in args.runs:
         run = load_image_run(name)
-        scorer = None
+        sampler, scorer = args.sampler or run.model.config.sampler, None
         if args.score:
             if run.config is None or run.config.image is None:
                 raise ValueError(f"{name} does not say what it was trained on: nothing to score against")
             plan = run.config.image
-            scorer = ImageScorer(load_images(plan.name, run.config.data.root, plan.size), inception=inception)
+            scorer = ImageScorer(
+                load_images(plan.name, run.config.data.root, plan.size, plan.selection), inception=inception
+            )
             print_row(f"\n{run.subject}", "steps", "nfe", *shown)
         made = []
         for steps in args.steps:

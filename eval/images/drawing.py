@@ -8,7 +8,7 @@ import torch
 
 from eval.loading import run_facts
 from flowmap.rng import Rng
-from flowmap.samplers import SAMPLERS, STOCHASTIC, Guided, uniform_times
+from flowmap.samplers import Guided, sample, uniform_times
 from imm.model import ImageFlow, null_labels
 from training.config import RunConfig, validate
 from training.run_dir import model_folder
@@ -50,15 +50,17 @@ def draw_images(
     model: ImageFlow,
     num: int,
     steps: int,
-    sampler: str = "pushforward",
+    sampler: str | None = None,
     seed: int = 0,
     guidance: float = 1.0,
     label: int | None = None,
     batch: int = 512,
 ) -> Drawn:
-    """Classes in turn, or one of them. Image j is a pure function of (seed, j) and the sampler, whatever the batch."""
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler {sampler!r}: known are {', '.join(SAMPLERS)}")
+    """Classes in turn, or one of them. sampler: default the model's own. Image j is a pure function of (seed, j) and the
+    sampler, whatever the batch."""
+    sampler, most = sampler or model.config.sampler, model.config.most_steps
+    if most is not None and steps > most:
+        raise ValueError(f"steps {steps}: this model was trained to be drawn from in {most}")
     classes = model.config.num_classes
     if label is not None and not 0 <= label < max(classes, 1):
         raise ValueError(f"label {label}: this model knows classes 0 to {classes - 1}")
@@ -72,8 +74,7 @@ def draw_images(
         without = model.condition(null_labels(model, len(rows), device))
         guided = Guided(model.map, context, without, guidance)
         times = uniform_times(steps, model.config.t_max)
-        more = (rng,) if sampler in STOCHASTIC else ()
-        out = SAMPLERS[sampler](guided, x, times, *more)  # type: ignore[operator]
+        out = sample(sampler, guided, x, times, rng)
         parts.append(model.images(out.x))
         nfe = out.nfe
     return Drawn(np.concatenate(parts), labels.numpy(), nfe)

@@ -68,6 +68,7 @@ class ImageScorer:
     ) -> None:
         self.images, self.seed, self.rng = images, seed, Rng(seed)
         self.classifier = classifier or load_classifier(images)
+        self.split = images.split
         self.test = images.test[self._order("test", len(images.test))]
         self.features, self.logits = self.classifier(self.test)
         self.frechet = Frechet(self.features)
@@ -164,7 +165,7 @@ class ImageScorer:
         return [
             record(
                 metric, estimate.value, on=self.images.name, subject=subject, kind="estimate", unit=UNITS[metric],
-                stderr=estimate.stderr, stderr_over="samples", n=n, split="test", score_seed=self.seed,
+                stderr=estimate.stderr, stderr_over="samples", n=n, split=self.split, score_seed=self.seed,
                 **(network if metric in OF_FEATURES else inception if metric == "inception_fid" else {}), **data, **more,
             )
             for metric, estimate in found.items()

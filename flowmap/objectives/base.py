@@ -51,10 +51,13 @@ class Objective(nn.Module):
     each_token: whether it holds where states that see each other have times of their own.
     teacher_decay: of the moving average of the weights that `teacher` is; None: it needs no teacher.
     low_discrepancy: times are spread evenly over the global batch (`Rng.place`).
+    sampler: of `flowmap.samplers`, by which what it trains is drawn from; most_steps: of that sampler, None for any number.
     """
 
     coupling: ClassVar[Literal["sample", "group", "batch"]] = "sample"
     each_token: ClassVar[bool] = False
+    sampler: ClassVar[str] = "pushforward"
+    most_steps: ClassVar[int | None] = None
     group_size: int = 1
     teacher_decay: float | None = None
     low_discrepancy: bool = False

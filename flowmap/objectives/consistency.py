@@ -14,6 +14,8 @@ from flowmap.times import LogitNormal, TimeLaw
 
 
 class Consistency(Objective):
+    sampler = "restart"  # it only ever jumps to 0
+
     def __init__(
         self,
         times: TimeLaw | None = None,

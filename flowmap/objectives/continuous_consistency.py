@@ -17,6 +17,8 @@ from flowmap.times import LogitNormal, TimeLaw
 
 
 class ContinuousConsistency(TwoTime):
+    sampler = "restart"  # it only ever jumps to 0
+
     def __init__(self, times: TimeLaw | None = None, warmup: int = 1000, normalise: float | None = 0.1) -> None:
         super().__init__(0.0, times or LogitNormal())
         self.warmup, self.normalise = warmup, normalise

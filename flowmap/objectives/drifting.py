@@ -17,6 +17,7 @@ from flowmap.rng import Rng
 
 class Drifting(Objective):
     coupling = "group"
+    most_steps = 1
 
     def __init__(
         self, group_size: int = 64, temperatures: tuple[float, ...] = (0.02, 0.05, 0.2), normalised: bool = True

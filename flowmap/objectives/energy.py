@@ -13,6 +13,8 @@ from flowmap.rng import Rng
 
 
 class EnergyScore(Objective):
+    most_steps = 1
+
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
         if not 0 < beta < 2:

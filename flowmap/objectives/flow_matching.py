@@ -10,5 +10,7 @@ from flowmap.times import TimeLaw
 
 
 class FlowMatching(TwoTime):
+    sampler = "euler"
+
     def __init__(self, times: TimeLaw | None = None) -> None:
         super().__init__(diagonal=1.0, times=times)

@@ -3,6 +3,7 @@
 import json
 import sys
 
+from benchmarks import image_objectives
 from benchmarks.gpu import images
 
 
@@ -13,6 +14,7 @@ def test_objectives_are_trained_drawn_and_scored(tmp_path, monkeypatch):
     small = "--seconds 1 --batch 16 --patch 8 --width 64 --depth 1 --num 80 --objectives flow-matching shortcut"
     monkeypatch.setattr(sys, "argv", ["images", "--data", str(data), "--out", str(out), *small.split()])
     monkeypatch.setattr(images, "STEPS", (1, 4))
+    monkeypatch.setattr(image_objectives, "EULER_STEPS", (1, 4))
     images.main()
     found = json.loads(out.read_text())["results"]
     assert [(r["subject"], r["contract"]["steps"]) for r in found] == [
