@@ -26,10 +26,14 @@ def measure_costs(
     configs: Mapping[str, RunConfig], build: Build, on: str, file: Path, command: list[str], rounds: int = 15
 ) -> None:
     """Median CPU time of a step of each, as records."""
-    seconds = cpu_seconds(configs, build, on, rounds)
+    write_costs(cpu_seconds(configs, build, on, rounds), on, file, command)
+
+
+def write_costs(seconds: Mapping[str, list[float]], on: str, file: Path, command: list[str]) -> None:
+    """seconds: of a step of each, by round."""
     records: list[dict[str, Any]] = [
         record(
-            "latency", float(np.median(times)), on=on, subject=name, kind="estimate", n=rounds,
+            "latency", float(np.median(times)), on=on, subject=name, kind="estimate", n=len(times),
             unit="s of CPU time, one training step on one thread",
         )
         for name, times in seconds.items()
@@ -40,9 +44,13 @@ def measure_costs(
 
 
 def cpu_seconds(configs: Mapping[str, RunConfig], build: Build, on: str, rounds: int = 15) -> dict[str, list[float]]:
-    """Of a step of each, by round: one thread, optimizer included, all take turns; two rounds of warm-up are not kept."""
+    """Of a step of each, by round: one thread, optimizer included."""
+    return in_turns({name: one_step(config, build) for name, config in configs.items()}, on, rounds)
+
+
+def in_turns(steps: Mapping[str, Callable[[], object]], on: str, rounds: int = 15) -> dict[str, list[float]]:
+    """CPU seconds of each, by round, on one thread: all take turns; two rounds of warm-up are not kept."""
     torch.set_num_threads(1)
-    steps = {name: one_step(config, build) for name, config in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for n in tqdm(range(rounds + 2), desc=f"{on}, training steps"):
         for name, run in steps.items():
