@@ -3,12 +3,13 @@
     python -m benchmarks.flow                              every cell that is not there yet, then the table and the plot
     python -m benchmarks.flow --on poker --presets flow-poker --seeds 0 --set training.steps=500
 
-A cell trains (or finds) RUNS/ON/PRESET-SEED, and before it the runs that it begins with or learns from,
-then draws --num answers at 1, 2, 4, 8 and 16 calls a sample: by pushforward, which tells the network where each jump lands,
-and by Euler's method on the same network; masked diffusion by its two samplers, an autoregressive model a token a call.
+A cell trains (or finds) RUNS/ON/PRESET-SEED, and before it the runs that it begins with or learns from, all together on as many
+windows as the largest of the plan's trainings reads, then draws --num answers at 1, 2, 4, 8 and 16 calls a sample: a map by
+pushforward, which tells the network where each jump lands, and by Euler's method on the same network; a denoiser by DDIM and DDPM;
+masked diffusion by its two samplers, an autoregressive model a token a call.
 The last softmax is drawn from; with --temperature 0, a cell of its own, its likeliest token is taken, and all that is random is the
 noise it came from.
-`CPU s`: of the training, as far as it was not done before. Cells and the plot lie in benchmarks/results/flow/.
+`CPU s`: of the training and of those before it. Cells and the plot lie in benchmarks/results/flow/.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import cell, settings
-from benchmarks.flow_runs import Planned, by_calls
+from benchmarks.flow_runs import Planned, by_calls, largest
 from eval.flow import load_flow
 from eval.records import seeds_mean
 from eval.validity.flow_probe import probe_flow
@@ -47,13 +48,16 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="of the last softmax")
     parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
+    parser.add_argument("--all", nargs="*", default=[], metavar="KEY=VALUE", help="the same, of the runs before it too")
     parser.add_argument("--kept", action="store_true", help="what is there; trains nothing")
     args = parser.parse_args()
     command, variant = ["python", "-m", "benchmarks.flow", *sys.argv[1:]], settings(args.set)
-    found = []
+    found, everywhere = [], settings(args.all)
     for on in args.on:
-        for preset, seed in product(args.presets or PLAN.get(on, ()), args.seeds):
-            planned = Planned(preset, args.runs / on, seed, {"data__suite": on, "tokenizer__kind": "words"}, variant)
+        presets = args.presets or PLAN.get(on, ())
+        fields, budget = {"data__suite": on, "tokenizer__kind": "words"}, largest(PLAN.get(on, presets))
+        for preset, seed in product(presets, args.seeds):
+            planned = Planned(preset, args.runs / on, seed, fields, variant, everywhere, budget)
             made = flow_cell(on, planned, args.num, args.temperature, command, args.kept)
             found += made
             if made:
@@ -61,7 +65,7 @@ def main() -> None:
     if found:
         print_table(found)
         told = [f"temperature={args.temperature:g}"] if args.temperature != 1 else []
-        plot(found, RESULTS / ("-".join(["validity", *told, *args.set]).replace("/", "-") + ".svg"))
+        plot(found, RESULTS / ("-".join(["validity", *told, *args.all, *args.set]).replace("/", "-") + ".svg"))
 
 
 def flow_cell(

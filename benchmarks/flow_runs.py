@@ -1,50 +1,80 @@
 """Runs of flow language models: trained, each after the runs that it begins with or learns from; sampled by calls of the network."""
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.cells import cell_name
-from benchmarks.samplers import grids_of, samplers_of
+from benchmarks.samplers import passes_of, samplers_of
 from eval.flow import FlowRun, Sampling, samplings
 from flowmap.warp import Warp
 from training.config import RunConfig, load_preset, override, to_dict
 from training.loop import train
+from training.run_dir import RunDir
 from training.tasks import build
+
+EARLIER = ("start", "teacher", "encoder")
+"""Fields of `flow` that may name a run that is trained before."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """folder: where the runs of one data set lie. fields: what a cell sets in every preset, of data and seed. variant: what
-    the command sets in the preset and in those before it."""
+    """folder: where the runs of one data set lie. fields: what a cell sets in every preset, of its data. everywhere: what the
+    command sets in a preset and those before it; variant: in the preset alone. budget: windows that are read in all, by a preset and those before it
+    in the proportion of their own steps; None: as each preset has it. share: of the budget that is this run's."""
 
     preset: str
     folder: Path
     seed: int
     fields: dict[str, Any]
     variant: dict[str, Any]
+    everywhere: dict[str, Any] = field(default_factory=dict)
+    budget: int | None = None
+    share: float | None = None
 
     @property
     def name(self) -> str:
-        return cell_name(self.preset, self.seed, self.variant)
+        """Of a run that has a part of the budget, how many steps that is."""
+        part = {} if self.share is None else {"training__steps": self.config().training.steps}
+        return cell_name(self.preset, self.seed, self.everywhere | self.variant | part)
 
     @property
     def subject(self) -> str:
-        return ", ".join([self.preset, *(f"{key.split('__')[-1]} {value}" for key, value in self.variant.items())])
+        return ", ".join(
+            [
+                self.preset,
+                *(f"{key.split('__')[-1]} {value}" for key, value in (self.everywhere | self.variant).items()),
+            ]
+        )
 
     def config(self) -> RunConfig:
-        return override(load_preset(self.preset), seed=self.seed, **self.fields, **self.variant)
+        config = override(load_preset(self.preset), seed=self.seed, **self.fields)
+        if self.budget is not None:
+            share = self.own_share() if self.share is None else self.share
+            config = override(config, training__steps=max(1, round(share * self.budget / config.training.batch_size)))
+        return override(config, **self.everywhere | self.variant)
+
+    def own_share(self) -> float:
+        """Of what a preset and those before it read as they are, what it reads itself."""
+        own = windows_of(self.preset)
+        return own / (own + sum(windows_of(name) for name in set(self.named().values())))
+
+    def named(self) -> dict[str, str]:
+        """By the field of `flow` that names it, the preset whose run is trained before."""
+        flow = override(load_preset(self.preset), **self.everywhere | self.variant).flow
+        named = {part: getattr(flow, part) or "" for part in EARLIER}
+        return {part: run.removeprefix("runs/") for part, run in named.items() if run.startswith("runs/")}
 
     def earlier(self) -> dict[str, "Planned"]:
-        """By the field of `flow` that names it."""
-        flow = self.config().flow
-        named = {part: getattr(flow, part) for part in ("start", "teacher")}
+        """By the field that names it."""
+        named = self.named()
+        shares = {name: (1 - self.own_share()) / len(set(named.values())) for name in named.values()}
         return {
-            part: Planned(run.removeprefix("runs/"), self.folder, self.seed, self.fields, self.variant)
-            for part, run in named.items()
-            if run
+            part: replace(self, preset=name, variant={}, share=None if self.budget is None else shares[name])
+            for part, name in named.items()
         }
 
     def inputs(self) -> dict[str, Any]:
@@ -55,16 +85,38 @@ class Planned:
         }
 
     def train(self) -> tuple[Path, float]:
-        """Its run, and the CPU seconds of its training as far as it was not done before."""
-        config = self.config()
+        """Its run, and the CPU seconds of its training and of those before it."""
+        config, spent = self.config(), 0.0
+        done: dict[Path, float] = {}
         for part, before in self.earlier().items():
-            setattr(config.flow, part, str(before.train()[0]))
-        start, folder = time.process_time(), self.folder / self.name
+            folder, seconds = before.train()
+            done[folder] = seconds
+            setattr(config.flow, part, str(folder))
+        folder = self.folder / self.name
         train(config, folder, build)
-        return folder, time.process_time() - start
+        spent = RunDir(folder).cpu_seconds() + sum(done.values())
+        return folder, spent
 
 
-def by_calls(run: FlowRun, calls: Sequence[int], seed: int, warp: Warp | None = None) -> Iterator[Sampling]:
-    """The measured samplers of the model, at so many calls of its network a sample."""
-    for sampler in samplers_of(run.model):
-        yield from samplings(run, grids_of(run.model, calls), sampler, warp, seed=seed)
+def windows_of(preset: str) -> int:
+    """That its training reads, as it is."""
+    plan = load_preset(preset).training
+    return plan.steps * plan.batch_size
+
+
+def by_calls(
+    run: FlowRun, calls: Sequence[int], seed: int, warp: Warp | None = None, block_steps: Sequence[int] = (1, 2, 4, 8)
+) -> Iterator[Sampling]:
+    """The measured ways of the model to write. Whole windows: at so many calls of its network a sample, by every sampler, and where
+    it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block."""
+    lengths, all_passes = run.model.config.block_lengths or [None], passes_of(run.model)
+    for sampler, length, passes in product(samplers_of(run.model), lengths, all_passes):
+        asked = SimpleNamespace(block=length, self_conditioning=False if passes < max(all_passes) else None)
+        steps = block_steps if length else [n // passes for n in calls if n >= passes]
+        yield from samplings(run, run.model.grids(steps), sampler, warp, seed, asked)
+
+
+def largest(presets: Sequence[str]) -> int:
+    """Windows that the longest of these trainings reads, those before it included: a budget that none has to be cut for."""
+    chains = ((name, set(Planned(name, Path(), 0, {}, {}).named().values())) for name in presets)
+    return max(windows_of(name) + sum(map(windows_of, before)) for name, before in chains)

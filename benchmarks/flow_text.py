@@ -1,13 +1,15 @@
 """Flow language models of text and their baselines, one network and one budget: bounds, and samples under a judge by calls.
 
     python -m benchmarks.flow_text --seeds 0                       every cell of the plan that is not there yet, then tables and plot
-    python -m benchmarks.flow_text --presets flow-flm --seeds 0 --set flow.options.times=uniform      an ablation: a cell of its own
+    python -m benchmarks.flow_text --orderings --seeds 0           the ablations of the published systems, then what they say
+    python -m benchmarks.flow_text --presets flow-flm --seeds 0 --set flow.options.times=uniform      another: a cell of its own
 
-A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from; scores 512 held-out windows by the
-model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of a model of blocks at every length); and writes 256 whole windows
-from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2, 4, 8 and 16 calls of the network, by every sampler it has. The judge is the preset
-ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. Cells and the plot lie
-in benchmarks/results/flow-text/, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
+A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from, all of them together on BUDGET
+windows; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
+a model of blocks at every length); and writes 256 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2,
+4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length. The judge is
+the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. Cells and
+the plot lie in benchmarks/results/flow-text/, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
 """
 
 import argparse
@@ -20,9 +22,11 @@ from typing import Any
 
 from benchmarks.cells import cell, settings
 from benchmarks.flow_runs import Planned, by_calls
+from benchmarks.orderings import needed, print_orderings
 from eval.flow import load_flow
 from eval.flow_perplexity import measure_flow
 from eval.flow_samples import draw_flow
+from eval.frontier import at_entropy, frontiers
 from eval.loading import load_run
 from eval.quality import quality
 from eval.records import seeds_mean
@@ -36,12 +40,14 @@ RESULTS = Path(__file__).parent / "results" / "flow-text"
 PLAN = {
     "characters": (
         "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm-psd", "flow-dfm-esd",
-        "flow-plaid", "flow-cdcd", "flow-langflow", "flow-adapt", "flow-block-flow",
+        "flow-plaid", "flow-cdcd", "flow-langflow", "flow-adapt", "flow-block-flow", "flow-elf", "flow-codar",
     )
 }  # fmt: skip
+BUDGET = {"characters": 1200 * 64}
+"""Windows of 128 that are read in training."""
 CALLS = (1, 2, 4, 8, 16)
 TEMPERATURES = (0.0, 0.7, 1.0)
-WINDOWS, NETWORK_CALLS, NUM = 512, 32, 256
+WINDOWS, NETWORK_CALLS, NUM = 512, 256, 256
 """Scored windows, calls of the network for each, written windows."""
 METRICS = ("judge_nll", "entropy", "distinct_n")
 
@@ -53,20 +59,32 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
+    parser.add_argument("--all", nargs="*", default=[], metavar="KEY=VALUE", help="the same, of the runs before it too")
+    parser.add_argument("--orderings", action="store_true", help="the ablations of orderings.py, and what they say")
     parser.add_argument("--kept", action="store_true", help="what is there; trains nothing")
     args = parser.parse_args()
     command, variant = ["python", "-m", "benchmarks.flow_text", *sys.argv[1:]], settings(args.set)
-    found = []
+    found, everywhere = [], settings(args.all)
     for on in args.on:
-        for preset, seed in product(args.presets or PLAN[on], args.seeds):
-            planned = Planned(preset, args.runs / on, seed, {}, variant)
+        wanted = [(preset, variant) for preset in args.presets or PLAN[on]]
+        if args.orderings:
+            wanted = list(needed())
+        for (preset, own), seed in product(wanted, args.seeds):
+            planned = Planned(preset, args.runs / on, seed, {}, own, everywhere, BUDGET[on])
             if made := text_cell(on, planned, command, args.kept):
                 print(f"{on} {planned.name}", flush=True)
             found += made
     if found:
         print_bounds(found)
         print_quality(found)
-        plot(found, RESULTS / ("-".join(["quality", *args.set]).replace("/", "-") + ".svg"))
+        print_against_teachers(found)
+        if args.orderings:
+            print_orderings(found)
+        plot(
+            found,
+            RESULTS
+            / ("-".join(["quality", *["orderings"] * args.orderings, *args.all, *args.set]).replace("/", "-") + ".svg"),
+        )
 
 
 def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list[dict[str, Any]]:
@@ -76,7 +94,9 @@ def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list
         train(judge_config, judge, build)
         folder, spent = planned.train()
         run = load_flow(str(folder))
-        bounds, _ = measure_flow(run, SimpleNamespace(**{**vars(BOUND), "blocks": run.model.config.block_lengths}))
+        bounds: list[dict[str, Any]] = []
+        if not getattr(run.model.map, "finishes", False):  # codes of whole windows have no bound over a table
+            bounds, _ = measure_flow(run, SimpleNamespace(**{**vars(BOUND), "blocks": run.model.config.block_lengths}))
         prompts = held_out_prompts(run, NUM, 0, run.model.config.length)
         rows = [
             row
@@ -124,19 +144,47 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
     print("|---" * (4 + len(CALLS)) + "|")
     for on, subject in _pairs(records):
         own = [r for r in records if (r["on"], r["subject"]) == (on, subject) and r["metric"] in METRICS]
-        kinds = dict.fromkeys((r["contract"].get("sampler"), r["contract"].get("temperature")) for r in own)
-        for sampler, temperature in kinds:
-            same = [
-                r
-                for r in own
-                if (r["contract"].get("sampler"), r["contract"].get("temperature")) == (sampler, temperature)
-            ]
-            by_nfe = {n: [r for r in same if _calls(r) == n] for n in dict.fromkeys(_calls(r) for r in same)}
-            told = [_three(by_nfe[n]) if n in by_nfe else "" for n in CALLS]
-            if others := [n for n in by_nfe if n not in CALLS]:
-                told[-1] = f"{_three(by_nfe[others[-1]])}" + (f" (nfe {others[-1]})" if others[-1] else "")
+        for kind in dict.fromkeys(map(_kind, own)):
+            sampler, temperature, block, one_pass = kind
+            same = [r for r in own if _kind(r) == kind]
+            by = {n: [r for r in same if _column(r) == n] for n in dict.fromkeys(map(_column, same))}
+            told = [_three(by[n]) if n in by else "" for n in CALLS]
+            if others := [n for n in by if n not in CALLS]:
+                told[-1] = f"{_three(by[others[-1]])}" + (f" (nfe {others[-1]})" if others[-1] else "")
+            how = (
+                (sampler or "")
+                + (f", blocks of {block}, by steps" if block else "")
+                + (", one pass" if one_pass else "")
+            )
             at = "" if temperature is None else f"{temperature:g}"
-            print(f"| {on} | {subject} | {sampler or ''} | {at} | " + " | ".join(told) + " |")
+            print(f"| {on} | {subject} | {how} | {at} | " + " | ".join(told) + " |")
+
+
+def _kind(r: dict[str, Any]) -> tuple[Any, ...]:
+    """Sampler, temperature, block length, and whether a model that conditions on itself did without."""
+    contract = r["contract"]
+    told = contract.get("sampler"), contract.get("temperature"), contract.get("block")
+    return (*told, contract.get("self_conditioning") is False)
+
+
+def _column(r: dict[str, Any]) -> int | None:
+    """Calls of the network; of a model of blocks, steps a block."""
+    return r["contract"].get("steps" if r["contract"].get("block") else "nfe")
+
+
+def print_against_teachers(records: Sequence[dict[str, Any]]) -> None:
+    """Few calls of a map against 16 Euler steps of its own network, at the entropy of the latter's samples at temperature 1."""
+    print("| on | map | nfe | judge NLL at that entropy | its own Euler at 16 | entropy |")
+    print("|---" * 6 + "|")
+    for on in dict.fromkeys(r["on"] for r in records):
+        lines = frontiers(records, on)
+        for subject, block, sampler, nfe in lines:
+            teacher = lines.get((subject, block, "euler", max(CALLS)), {}).get(1.0)
+            if sampler == "pushforward" and nfe in (1, 2, 4) and teacher is not None:
+                entropy, nll, error = teacher
+                own = at_entropy([(e, y) for e, y, _ in lines[subject, block, sampler, nfe].values()], entropy)
+                shown = "out of its reach" if own is None else f"{own:.3f}"
+                print(f"| {on} | {subject} | {nfe} | {shown} | {nll:.3f} ± {error:.3f} | {entropy:.3f} |")
 
 
 def _three(records: list[dict[str, Any]]) -> str:
@@ -152,10 +200,6 @@ def _told(records: list[dict[str, Any]], digits: int) -> str:
     mean = seeds_mean(records)
     error = f" ± {mean['stderr']:.{digits}f}" if len(records) > 1 else ""
     return f"{mean['value']:.{digits}f}{error}"
-
-
-def _calls(r: dict[str, Any]) -> int | None:
-    return r["contract"].get("nfe")
 
 
 def _pairs(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -175,7 +219,7 @@ def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
         judged = [r for r in records if (r["on"], r["metric"]) == (on, "judge_nll")]
         for r in [r for r in judged if r["subject"] == "data"][:1]:
             axis.axhline(r["value"], color="gray", linestyle=":", label="real text")
-        hot = [r for r in judged if r["contract"].get("temperature") == 1.0]
+        hot = [r for r in judged if r["contract"].get("temperature") == 1.0 and not r["contract"].get("block")]
         for subject, sampler in dict.fromkeys((r["subject"], r["contract"]["sampler"]) for r in hot):
             own = [r for r in hot if (r["subject"], r["contract"]["sampler"]) == (subject, sampler)]
             calls = sorted({r["contract"]["nfe"] for r in own})

@@ -3,19 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
-SAMPLERS = {
-    "leaplm-flow": ("pushforward", "euler"),
-    "leaplm-masked-diffusion": ("ancestral", "even"),
-    "leaplm-autoregressive": ("causal",),
-}
+DENOISERS, MAPS = ("ddim", "ddpm"), ("pushforward", "euler")
+"""Of a flow that has never been told where a jump lands, and of one that has."""
+BASELINES = {"leaplm-masked-diffusion": ("ancestral", "even"), "leaplm-autoregressive": ("causal",)}
 """By the model's type."""
 
 
 def samplers_of(model: Any) -> tuple[str, ...]:
-    return SAMPLERS[model.config.model_type]
+    flow = DENOISERS if model.generation_config.sampler == "ddim" else MAPS
+    return BASELINES.get(model.config.model_type, flow)
+
+
+def passes_of(model: Any) -> tuple[int, ...]:
+    """Calls of the network a step: two where it conditions on itself, or one without."""
+    return (2, 1) if getattr(model.config, "self_conditioning", 0) else (1,)
 
 
 def grids_of(model: Any, calls: Sequence[int]) -> tuple[int, ...]:
-    """Numbers of steps that take so many calls, as far as the model can: two calls a step where it conditions on itself."""
-    passes = 2 if getattr(model.config, "self_conditioning", 0) else 1
+    """Numbers of steps that take so many calls, as far as the model can."""
+    passes = max(passes_of(model))
     return model.grids([n // passes for n in calls if n >= passes])

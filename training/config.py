@@ -128,7 +128,8 @@ def one_line(error: ValidationError) -> str:
 
 
 def override(config: RunConfig, **values: Any) -> RunConfig:
-    """A copy with other values, by dotted key with __ for the dot: override(c, head__name="independent")."""
+    """A copy with other values, by dotted key with __ for the dot: override(c, head__name="independent"). An option that becomes
+    None is taken away."""
     changes: dict[str, Any] = {}
     for key, value in values.items():
         *sections, name = key.split("__")
@@ -136,4 +137,8 @@ def override(config: RunConfig, **values: Any) -> RunConfig:
         for section in sections:
             inner = inner.setdefault(section, {})
         inner[name] = value
-    return validate(merge(to_dict(config), changes), "override")
+    merged = merge(to_dict(config), changes)
+    for section in merged.values():
+        if isinstance(section, dict) and isinstance(section.get("options"), dict):
+            section["options"] = {name: value for name, value in section["options"].items() if value is not None}
+    return validate(merged, "override")

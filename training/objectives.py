@@ -51,7 +51,7 @@ def build_objective(
     for name, value in options.items():
         if isinstance(value, str) and isinstance(takes[name], int | float):
             raise ValueError(f"{section}.options {name} {value!r} must be a number, as {takes[name]!r} is")
-    if even not in (True, False) or (even and "times" not in takes):
+    if even not in (True, False) or (even and "times" not in takes and not kind.spreads):
         raise ValueError(f"{section}.options low_discrepancy {even!r}: true or false, of an objective that has times")
     objective = kind(**options)
     objective.low_discrepancy = even

@@ -116,6 +116,11 @@ class RunDir:
         with open(self.metrics, "a") as file:
             file.write(json.dumps(record) + "\n")
 
+    def cpu_seconds(self) -> float:
+        """Of the first process, in training and evaluation, as far as the metrics go; 0 of a run from before they were kept."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        return max((json.loads(line).get("cpu_seconds", 0.0) for line in lines), default=0.0)
+
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that will be run again, and a half-written last line."""
         if self.metrics.exists():

@@ -77,7 +77,8 @@ def by_time(rng: Rng, name: str, batch: TokenStates) -> Blanks:
     """The first line: t ~ U(0, 1], every open place blank with chance t."""
     open_ = unknown(batch)
     own, count = batch.draws(rng)
-    t = batch.at_tokens(1 - own.uniform(f"{name}/t", count).to(open_.device))
+    place = own.place(f"{name}/t", count) if own.spread else own.uniform(f"{name}/t", count)
+    t = batch.at_tokens((1 - place).float().to(open_.device))
     u = rng.uniform(name, *open_.shape).to(open_.device)
     return Blanks((u < expand(t, u)) & open_, t, 1 / t)
 
@@ -87,7 +88,7 @@ def by_count(rng: Rng, name: str, batch: TokenStates) -> Blanks:
     above n."""
     open_ = unknown(batch)
     own, draws = batch.draws(rng)
-    v = batch.at_tokens(own.uniform(f"{name}/k", draws, dtype=torch.float64).to(open_.device))
+    v = batch.at_tokens(own.place(f"{name}/k", draws).to(open_.device))
     level = torch.zeros_like(batch.tokens) if batch.levels is None else batch.levels.to(open_.device)
     count = torch.zeros_like(level).scatter_add(1, level, open_.long()).gather(1, level)
     k = (expand(v, open_) * count).long() + 1
@@ -110,6 +111,8 @@ LAWS: dict[str, Law] = {"time": by_time, "count": by_count}
 class MaskedDiffusion(Objective):
     """Nats a token, the bound. blanks: the law that they are drawn from, time (as published) or count. time_conditioning:
     of the map that is trained."""
+
+    spreads = True
 
     def __init__(self, blanks: str = "time", time_conditioning: bool = False) -> None:
         super().__init__()

@@ -50,12 +50,14 @@ class Objective(nn.Module):
     (groups of `group_size` never straddle a slice) or "batch" (the whole global batch).
     each_token: whether it holds where states that see each other have times of their own.
     teacher_decay: of the moving average of the weights that `teacher` is; None: it needs no teacher.
-    low_discrepancy: times are spread evenly over the global batch (`Rng.place`).
+    low_discrepancy: times are spread evenly over the global batch (`Rng.place`); spreads: whether they can be, where a method
+    takes no law of times.
     sampler: of `flowmap.samplers`, by which what it trains is drawn from; most_steps: of that sampler, None for any number.
     """
 
     coupling: ClassVar[Literal["sample", "group", "batch"]] = "sample"
     each_token: ClassVar[bool] = False
+    spreads: ClassVar[bool] = False
     sampler: ClassVar[str] = "pushforward"
     most_steps: ClassVar[int | None] = None
     group_size: int = 1

@@ -10,7 +10,7 @@ SMALL = ["training.steps=4", "flow.width=16", "training.batch_size=16", "trainin
 def test_a_map_is_distilled_from_the_denoiser_that_is_trained_before_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(flow, "RESULTS", tmp_path / "results")
     words = ["flow", "--on", "poker", "--presets", "flow-poker-map", "flow-poker-mdlm", "--seeds", "0", "--num", "600"]
-    monkeypatch.setattr("sys.argv", [*words, "--runs", str(tmp_path / "runs"), "--set", *SMALL])
+    monkeypatch.setattr("sys.argv", [*words, "--runs", str(tmp_path / "runs"), "--all", *SMALL])
     flow.main()
     told = capsys.readouterr().out
     runs = {folder.name.split("-steps")[0] for folder in (tmp_path / "runs" / "poker").iterdir()}
@@ -36,7 +36,7 @@ def test_another_temperature_is_a_cell_of_its_own(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(flow, "RESULTS", tmp_path / "results")
     words = ["flow", "--on", "poker", "--presets", "flow-poker-mdlm", "--seeds", "0", "--num", "60"]
     for more in ([], ["--temperature", "0"]):
-        monkeypatch.setattr("sys.argv", [*words, *more, "--runs", str(tmp_path / "runs"), "--set", *SMALL])
+        monkeypatch.setattr("sys.argv", [*words, *more, "--runs", str(tmp_path / "runs"), "--all", *SMALL])
         flow.main()
     files = sorted((tmp_path / "results").glob("*.json"))
     told = [{r["contract"]["temperature"] for r in json.loads(file.read_text())["results"]} for file in files]

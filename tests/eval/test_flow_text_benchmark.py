@@ -5,11 +5,16 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate import Accelerator
 
-from benchmarks import flow_runs, flow_text
+from benchmarks import flow_runs, flow_text, orderings
 from eval.flow import load_flow
 from eval.flow_samples import starts_of
+from eval.records import record
+from flowmap.rng import Rng
 from training.config import load_preset, override
+from training.tasks import build
 
 SMALL = {"training__steps": 4, "training__batch_size": 4, "training__evaluate_every": 4}
 
@@ -34,6 +39,7 @@ def small(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "load_preset", shrunk)
     monkeypatch.setattr(flow_text, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(flow_text, "NUM", 4)
+    monkeypatch.setattr(flow_text, "BUDGET", {"characters": 16})
     monkeypatch.setattr(flow_text, "BOUND", SimpleNamespace(**{**vars(flow_text.BOUND), "windows": 4, "fit": 4}))
     return tmp_path
 
@@ -44,7 +50,7 @@ def test_a_cell_has_a_bound_and_judged_samples_of_every_number_of_calls(small, m
     flow_text.main()
     told = capsys.readouterr().out
     runs = {folder.name for folder in (small / "runs" / "characters").iterdir() if folder.is_dir()}
-    assert runs == {"judge", "flow-ar-0", "flow-flm-0", "flow-fmlm-0", "flow-mdlm-0"}
+    assert runs == {"judge", "flow-ar-0", "flow-flm-0-steps-2", "flow-fmlm-0", "flow-mdlm-0"}  # two stages, one budget
     found = json.loads((small / "results" / "characters-flow-fmlm-0.json").read_text())["results"]
     assert {(r["subject"], r["kind"]) for r in found if r["metric"] == "nll"} == {("flow-fmlm", "bound")}
     judged = [r for r in found if r["metric"] == "judge_nll" and r["subject"] != "data"]
@@ -72,3 +78,54 @@ def test_a_window_of_text_begins_anywhere_and_a_suite_s_with_the_start_token(sma
 
 def _trained(folder, preset):
     return flow_runs.Planned(preset, folder / "runs" / "small", 0, {}, {}).train()[0]
+
+
+def test_a_preset_and_those_before_it_read_one_budget_and_what_is_set_is_set_in_the_preset_alone(tmp_path):
+    planned = flow_runs.Planned(
+        "flow-fmlm", tmp_path, 0, {}, {"flow__objective": "lsd"}, {"flow__width": 64}, 1200 * 64
+    )
+    (teacher,) = {one.name: one for one in planned.earlier().values()}.values()
+    assert planned.config().training.steps == teacher.config().training.steps == 600
+    assert teacher.name == "flow-flm-0-width-64-steps-600" and teacher.config().flow.objective == "cross-entropy"
+    assert planned.config().flow.objective == "lsd" and teacher.config().flow.width == planned.config().flow.width == 64
+    alone = flow_runs.Planned("flow-block-flow", tmp_path, 0, {}, {}, {}, 1200 * 64)
+    assert alone.config().training.steps == 2400 and alone.config().training.batch_size == 32
+    scratch = flow_runs.Planned("flow-adapt", tmp_path, 0, {}, {"flow__start": None}, {}, 1200 * 64)
+    assert scratch.config().training.steps == 1200 and not scratch.earlier()
+    assert flow_runs.Planned("flow-elf", tmp_path, 0, {}, {}).named() == {"encoder": "flow-mdlm"}
+    assert flow_runs.largest(["flow-flm", "flow-fmlm"]) == 2400 * 64
+
+
+@pytest.mark.parametrize("one", list(orderings.needed()), ids=lambda one: orderings.subject_of(one))
+def test_every_ablation_can_be_built(one, small):
+    preset, variant = one
+    config = override(flow_text.load_preset(preset), **{**variant, "flow__start": None, "flow__teacher": None})
+    task = build(config, Accelerator(cpu=True))
+    batch = task.train.batch(0, torch.arange(4))
+    teacher = task.model if task.objective.teacher_decay else None
+    loss = task.objective(task.model, batch, teacher=teacher, rng=Rng(0, torch.arange(4), 0, 4), step=0)
+    assert torch.isfinite(loss.sum)
+
+
+def test_an_ordering_is_reproduced_where_two_errors_tell_the_sides_apart(capsys):
+    def cell(subject, values, **contract):
+        told = {"on": "t", "unit": "nats/token", "kind": "bound"}
+        contract |= {"temperature": 1.0}
+        metric = "judge_nll" if "nfe" in contract else "nll"
+        return [
+            record(metric, v, subject=subject, train_seed=seed, contract=contract, **told)
+            for seed, v in enumerate(values)
+        ]
+
+    rows = [
+        *cell("flow-flm", (2.0, 2.1), nfe=16, sampler="ddim"), *cell("flow-flm, objective endpoint", (3.0, 3.1), nfe=16, sampler="ddim"),
+        *cell("flow-ar", (2.0, 2.1)), *cell("flow-bd3lm", (1.0, 1.1), block=4), *cell("flow-bd3lm", (9.0, 9.1), block=16),
+        *cell("flow-mdlm", (1.0, 1.2)),
+    ]  # fmt: skip
+    orderings.print_orderings(rows)
+    told = [line.split(" | ")[1::4] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(claim, verdict.rstrip(" |")) for claim, verdict in told] == [
+        ("cross-entropy before regression of the endpoint", "yes"),
+        ("blocks before whole windows", "not told apart"),
+        ("autoregressive before blocks", "no"),
+    ]
