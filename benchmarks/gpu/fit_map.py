@@ -29,6 +29,7 @@ def fit_map(
     warmup: int = 0,
     project: bool = False,
     begin: Callable[[float], object] | None = None,
+    full_precision: bool = False,
 ) -> tuple[nn.Module, int]:
     """model: the map, on its device. batch_of(step, rng): `size` samples there. steps: at most. warmup: steps, then a cosine over
     the time; 0: a constant rate. begin: before each step, with the share of the time that is over. → averaged weights, steps."""
@@ -50,7 +51,7 @@ def fit_map(
         if begin is not None:
             begin(done)
         rng = Rng(seed, samples, step, spread)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=not full_precision):
             loss = objective(model, batch_of(step, rng), teacher=teacher, rng=rng, step=step)
         if projection is None:
             loss.sum.backward()

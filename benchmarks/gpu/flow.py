@@ -3,8 +3,8 @@
     python -m benchmarks.gpu.flow --prepare .gpu/characters.npz                     once, where the text lies
     python -m benchmarks.gpu.flow --data .gpu/characters.npz --out flow.json --presets flow-flm flow-mdlm
 
-The presets given, those that they begin with or learn from, and a judge share --minutes of training alike; one preset ends within
-eight. Each is scored by its own bound in nats a character (of a model of blocks at every length) and writes windows from nothing in
+Each preset, with those that it begins with or learns from, is trained for --minutes, and the judge, once for all commands on one
+machine, for half as long: one preset ends within eight. Each is scored by its own bound in nats a character (of a model of blocks at every length) and writes windows from nothing in
 1, 2, 4, 8 and 16 calls of the network, by every sampler it has: a judge's NLL, entropy and distinct 4-grams, beside real
 windows'. Presets but for their sizes and rate, which go by the width. Imports torch, transformers, safetensors, numpy and the
 packages of this project that need no more; presets travel with the text, as JSON.
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--presets", nargs="+", default=["flow-leap"], choices=PRESETS, metavar="NAME")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training, all together")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training of each preset")
     parser.add_argument("--steps", type=int, help="of every training, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=512)
@@ -77,7 +77,10 @@ def main() -> None:
         from training.config import load_preset, to_dict
 
         configs = {name: to_dict(load_preset(name)) for name in PRESETS}
-        plans = {name: config["flow"] | {"lr": config["optimizer"]["lr"]} for name, config in configs.items()}
+        plans = {
+            name: config["flow"] | {"lr": config["optimizer"]["lr"], "precision": config["training"]["precision"]}
+            for name, config in configs.items()
+        }
         return prepare(args.prepare, args.name, None, args.keep, presets=json.dumps(plans))
     if not args.data or not args.out:
         parser.error("--data and --out are needed, or --prepare")
@@ -96,8 +99,6 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def run(self) -> None:
-        wanted = {name for asked in self.args.presets for name in (asked, *self.earlier(asked).values())}
-        self.seconds = 60 * self.args.minutes / (len(wanted) + 1)
         self.judge = self.new_judge()
         real = self.windows("validation").batch(0, torch.arange(self.args.num)).tokens
         self.judged(real, "data", {})
@@ -126,7 +127,7 @@ class Bench:
         return FlowWindows(source, 0, block_lengths=lengths, **loop)
 
     def new_judge(self) -> MTPForCausalLM:
-        """Half as wide again as what it judges."""
+        """Half as wide again as what it judges; kept beside the data, so that all commands on one machine have one judge."""
         from transformers import AutoModelForCausalLM, LlamaConfig
 
         args = self.args
@@ -138,19 +139,26 @@ class Bench:
             bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         model: Any = MTPForCausalLM.from_trunk(AutoModelForCausalLM.from_config(config)).to(self.device).train()
+        file = args.data.with_suffix(f".judge-{args.depth}x{width}-{args.length}.pt")
+        if file.exists():
+            model.load_state_dict(torch.load(file, map_location=self.device, weights_only=True))
+            return model.eval()
         source = TextWindows(self.text["train"], args.length, 1, args.batch, args.seed)
         steps = args.steps or len(self.text["train"].tokens) * 5 / args.batch / args.length
-        fit(model, source, 0.4 / width, time.monotonic() + self.seconds, steps)
+        fit(model, source, 0.4 / width, time.monotonic() + 30 * args.minutes, steps)
+        torch.save(model.state_dict(), file)
         return model.eval()
 
-    def model(self, name: str) -> Any:
-        if name not in self.made:
-            self.made[name] = self.train(name)
-        return self.made[name]
+    def model(self, name: str, share: float = 1.0) -> Any:
+        """share: of the minutes of a preset. A preset and the one before it have half each."""
+        if (name, share) not in self.made:
+            self.made[name, share] = self.train(name, share)
+        return self.made[name, share]
 
-    def train(self, name: str) -> Any:
+    def train(self, name: str, share: float) -> Any:
         args, plan = self.args, self.plans[name]
-        before = {field: self.model(run) for field, run in self.earlier(name).items()}
+        before = {field: self.model(run, share / 2) for field, run in self.earlier(name).items()}
+        seconds = 60 * args.minutes * share / (2 if before else 1)
         plan.width, plan.depth, plan.heads = args.width, args.depth, max(1, args.width // 64)
         torch.manual_seed(args.seed)
         objective = build_objective("flow", plan, OBJECTIVES, laws_of(plan, self.vocab))
@@ -173,13 +181,14 @@ class Bench:
 
         data, samples = self.windows("train", plan), torch.arange(args.batch)
         average, steps = fit_map(
-            model.map, objective, lambda step, rng: data.batch(step, samples).to(self.device), args.batch, self.seconds,
+            model.map, objective, lambda step, rng: data.batch(step, samples).to(self.device), args.batch, seconds,
             plan.lr * 128 / args.width, args.seed, args.steps, warmup=100, project=plan.project, begin=begin,
+            full_precision=plan.precision == "float32",
         )  # fmt: skip
         model.map.load_state_dict(average.state_dict())
         if plan.prior:
             model.map.prior_share.fill_(1.0)
-        rate = steps * args.batch * args.length / self.seconds
+        rate = steps * args.batch * args.length / seconds
         self.keep("train_tokens_per_second", rate, name, {"batch": args.batch}, unit="tokens/s", trained_steps=steps)
         print(f"{name}: {steps} steps", flush=True)
         return model.eval()

@@ -20,7 +20,7 @@ def data(tmp_path_factory):
     np.savez(
         file, name="toy", vocab=5, train=text, train_offsets=np.array([0, 900, 6000]), validation=text[:900],
         validation_offsets=np.array([0, 200, 900]),
-        presets=json.dumps({n: p["flow"] | {"lr": p["optimizer"]["lr"], "block_lengths": p["flow"]["block_lengths"] and [4, 16]} for n, p in plans.items()}),
+        presets=json.dumps({n: p["flow"] | {"lr": p["optimizer"]["lr"], "precision": p["training"]["precision"], "block_lengths": p["flow"]["block_lengths"] and [4, 16]} for n, p in plans.items()}),
     )  # fmt: skip
     return file
 
