@@ -6,7 +6,7 @@ The runs are those of benchmarks.flow_text, one network, one text and one budget
 16 calls: BLiMP, which of two sentences costs less under the bound of as many ancestral steps, the read of the tokens being the
 last; LAMBADA, whether the last word is what the model writes at temperature 0. What does not depend on a number of steps
 (masked diffusion's NELBO, an autoregressive model's exact score) is scored once. Suites: validity, from the cells of benchmarks.flow.
---limit: documents of each (sub)task. A doubling of the calls adds the slope; its 95% interval is over documents, the same at
+Every bound is a mean of as many draws. A doubling of the calls adds the slope; its 95% interval is over documents, the same at
 every number of calls. Cells lie in benchmarks/results/language/; `leaplm report` draws them.
 """
 
@@ -32,6 +32,11 @@ PRESETS = ("flow-ar", "flow-mdlm", "flow-flm", "flow-fmlm", "flow-leap", "flow-b
 TASKS = {"local_blimp": "bound", "local_lambada_openai": "written"}
 """What a task's accuracy looks at: what sentences cost, or what is written."""
 CALLS = (1, 2, 4, 8, 16)
+LIMITS = {"local_blimp": 8, "local_lambada_openai": 400}
+"""Documents of each (sub)task."""
+DRAWS, COMMON = 16, 2
+"""Of a bound's noise, whatever the number of calls, or the noise of what is scored would grow with them; tokens by which the two
+sentences of a pair have their noise in common."""
 
 
 def main() -> None:
@@ -42,7 +47,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--limit", type=int, default=8)
+    parser.add_argument("--limit", type=int, help=f"documents of each (sub)task, default {LIMITS}")
     parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
     parser.add_argument("--kept", action="store_true", help="what is there; measures nothing")
     args = parser.parse_args()
@@ -50,7 +55,7 @@ def main() -> None:
     found = []
     for preset, task, seed in product(args.presets, args.tasks, args.seeds):
         planned = Planned(preset, args.runs / args.on, seed, {}, {}, budget=BUDGET[args.on])
-        if made := language_cell(args.on, planned, task, args.limit, command, args.kept):
+        if made := language_cell(args.on, planned, task, args.limit or LIMITS[task], command, args.kept):
             print(f"{task} {planned.name}", flush=True)
         found += made
     found += suite_slopes([r for file in sorted(SUITES.glob("*.json")) for r in read_records(file)])
@@ -77,7 +82,7 @@ def language_cell(
             records.append(slope_record(records[0], list(by_calls), *paired_slope(list(by_calls), each)))
         return records
 
-    inputs = {**planned.inputs(), "task": task, "limit": limit, "calls": list(CALLS)}
+    inputs = {**planned.inputs(), "task": task, "limit": limit, "calls": list(CALLS), "draws": [DRAWS, COMMON]}
     return cell(RESULTS / f"{on}-{task}-{planned.name}.json", inputs, command, measure, kept)
 
 
@@ -102,7 +107,8 @@ def accuracy(folder: str, task: str, limit: int, nfe: int | None) -> tuple[np.nd
     from eval.harness.flow import KINDS, LeapFlow
 
     baseline = nfe is None or TASKS[task] == "written"
-    lm = LeapFlow(folder, steps=nfe, estimator=None if baseline else "k-step", batch_size=64)
+    estimator = None if baseline else "k-step"
+    lm = LeapFlow(folder, steps=nfe, estimator=estimator, calls=DRAWS * max(nfe or 0, 2), common=COMMON, batch_size=64)
     done = simple_evaluate(
         lm, tasks=[task], task_manager=TaskManager(include_path=str(FOLDER)), limit=limit, bootstrap_iters=0, log_samples=True
     )  # fmt: skip

@@ -44,7 +44,8 @@ class LeapFlow(HarnessModel):
     model's, default its first. estimator: vlb, k-step, sampler, ode, of a baseline nelbo or exact, default the model's own, or
     a function. calls: network calls a request, at least. block: of a model of blocks. decoder: softmax, of a model with a
     contextual decoder, to be scored. data: a text or a suite that estimators are fitted on, fit windows of it; default what the
-    run was trained on."""
+    run was trained on. common: requests of one context whose continuations begin with the same so many tokens have their noise in
+    common, so that what is asked of two of them is not asked of their noise."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class LeapFlow(HarnessModel):
         decoder: str | None = None,
         data: str | None = None,
         fit: int = 256,
+        common: int | None = None,
         **options: Any,
     ) -> None:
         if steps is not None and (not isinstance(steps, int) or steps < 1):
@@ -66,7 +68,7 @@ class LeapFlow(HarnessModel):
         super().__init__(**options)
         run = self.run = load_flow(str(pretrained), self._device)
         config, self.tokenizer = run.model.config, run.tokenizer
-        self.max_length, self.calls, self.data, self.fit = config.length, calls, data, fit
+        self.max_length, self.calls, self.data, self.fit, self.common = config.length, calls, data, fit, common
         (self.block,) = block_lengths(run, None if block is None else [block])
         grids = getattr(config, "grids", None)
         if grids and estimator in (None, "k-step"):
@@ -105,11 +107,16 @@ class LeapFlow(HarnessModel):
         for span in spans:
             laid = self.windows.lay(span)
             states = laid.states.to(self.run.model.device)
-            address = torch.tensor([span.address])
+            address = torch.tensor([self._address(span)])
             (made,) = self.estimators.scores(states, listed=False, addresses=address)
             hit = want_greedy and self._greedy(laid, written) == list(span.tokens[span.start :])
             scored.append((-float(made.score.nats[0]), hit))
         return scored
+
+    def _address(self, span: Span) -> int:
+        if self.common is None:
+            return span.address
+        return hash_of("common", *span.tokens[: span.start + self.common])
 
     @cached_property
     def estimators(self) -> Estimators:

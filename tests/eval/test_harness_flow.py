@@ -338,3 +338,13 @@ def test_a_run_is_scored_by_a_clock_fitted_on_what_it_was_trained_on_with_its_te
     assert lm.windows.begins and lm.estimators.clock.chance.std() > 0  # not alike in every cell, as without text
     assert again.loglikelihood(texts, True) == found and all(value < 0 for value, _ in found)
     assert lm.estimators.clock.end == again.estimators.clock.end
+
+
+def test_continuations_that_begin_alike_may_have_their_noise_in_common(tmp_path):
+    own, common = (
+        LeapFlow(model(tmp_path / name, "flow"), calls=8, **more) for name, more in (("a", {}), ("b", {"common": 2}))
+    )
+    spans = [common.span([1], tokens) for tokens in ([2, 3, 4], [2, 3, 2], [3, 3, 4])]
+    assert [own._address(span) for span in spans] == [span.address for span in spans]
+    pair, same, other = map(common._address, spans)
+    assert pair == same != other and common._address(common.span([2], [2, 3, 4])) != pair

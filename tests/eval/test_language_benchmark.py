@@ -32,6 +32,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(language, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(language, "SUITES", tmp_path / "suites")
     monkeypatch.setattr(language, "CALLS", (1, 2))
+    monkeypatch.setattr(language, "BUDGET", {"characters": 16})
     return tmp_path
 
 
