@@ -35,8 +35,8 @@ class Draft(Guided):
         """Logits of every branch."""
         self.count(copies * self.passes)
         z = [self.model.logits(x, t, s, context) for context in self.branches(len(x), copies)]
-        if self.watch is not None:
-            self.watch(self.mixed(*z).argmax(-1))
+        if self.watch is not None:  # of several times at once, the last
+            self.watch(self.mixed(*z).argmax(-1)[copies - 1 :: copies])
         return z
 
     def know(self, known: Known) -> None:

@@ -23,11 +23,11 @@ from flowlm.draft import Draft, Watcher
 from flowlm.pyramid import ORDERS, Order, write_apart
 from flowlm.token_map import Known, TokenMap
 from flowmap.rng import Rng
-from flowmap.samplers import SAMPLERS, STOCHASTIC, uniform_times
+from flowmap.samplers import PARALLEL, SAMPLERS, STOCHASTIC, uniform_times
 from flowmap.self_conditioning import TwoPass
 from flowmap.warp import Warp
 
-LOCAL = ("euler", "heun", "ddim", "ddpm")
+LOCAL = ("euler", "heun", "ddim", "ddpm", "picard")
 """Samplers that never tell the network where they land."""
 
 APART = ("pushforward", "ddim")
@@ -149,6 +149,8 @@ def write(
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
     asked: Any = TwoPass(model) if self_conditioning else model
+    if sampler in PARALLEL and block is not None:
+        raise ValueError(f"sampler {sampler} asks for all steps at once, and blocks keep a cache of one: take another")
     if guidance != 1 and block is not None:
         raise ValueError(f"guidance {guidance}: what stands before a block is always shown, leave it out for blocks")
     if block is None:

@@ -6,6 +6,7 @@ kept in fp32 or better. `nfe` counts every call of the network for one sample, g
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,6 +148,10 @@ def ancestral(model: Guided, x: Tensor, times: Tensor, rng: Rng) -> Sampled:
     return ddpm(model, x, times, rng, told=True)
 
 
+SETTLED = 1e-3
+"""How far a state may still move in the last round."""
+
+
 def jacobi(
     model: Guided, x: Tensor, times: Tensor, sweeps: int | None = None, tolerance: float = 0.0, guess: bool = True
 ) -> Sampled:
@@ -197,7 +202,7 @@ def _parallel(
             moved = x[:, None] + moved.cumsum(1)
         old, last = path, moved[:, -1]
         path = torch.cat([x[:, None], moved[:, :-1]], 1).flatten(0, 1)
-        if tolerance and float((path - old).abs().max()) <= tolerance:
+        if tolerance and float((path - old).detach().abs().max()) <= tolerance:
             break
     return Sampled(last, model.nfe - before[0], model.rounds - before[1])
 
@@ -210,8 +215,13 @@ SAMPLERS = {
     "restart": restart,
     "ddpm": ddpm,
     "ancestral": ancestral,
+    "jacobi": partial(jacobi, tolerance=SETTLED),
+    "picard": partial(picard, tolerance=SETTLED),
 }
 STOCHASTIC = ("restart", "ddpm", "ancestral")
+PARALLEL = ("jacobi", "picard")
+"""All steps at once, round after round: more calls, fewer rounds of them."""
+SERIAL = tuple(name for name in SAMPLERS if name not in PARALLEL)
 
 
 def sample(name: str, model: Guided, x: Tensor, times: Tensor, rng: Rng) -> Sampled:

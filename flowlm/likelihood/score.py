@@ -73,8 +73,8 @@ class Score:
 
 def total_probability(score: Score) -> tuple[float, float]:
     """Σ exp(−nats) and its standard error, where sequences are different strings. Where nats are without bias, the mean of
-    exp(−nats) over noise is too large by half its variance, to second order, and that is taken off."""
+    exp(−nats) over noise is too large by a factor exp(half its variance), exactly so of Gaussian noise, and that is taken off."""
     mass = (-score.nats).exp()
     variance = sum((part.repeats.var(0) / len(part.repeats) for part in score.parts), torch.zeros_like(mass))
-    total = mass if score.fair == "probability" else mass * (1 - variance / 2)
+    total = mass if score.fair == "probability" else mass * (-variance / 2).exp()
     return float(total.sum()), sum(part.error(mass) for part in score.parts) ** 0.5

@@ -9,7 +9,7 @@ from flowlm.blocks import Blocks
 from flowlm.writing import write
 from flowmap.path import Path
 from flowmap.rng import Rng
-from flowmap.samplers import SAMPLERS
+from flowmap.samplers import SERIAL
 from flowmap.warp import Warp
 from tests.flowlm.test_blocks import N, V, build
 from tests.flowlm.test_flow_generation import Listener
@@ -36,7 +36,7 @@ def some_known(seed=1):
     return Known(torch.randint(V, (ROWS, N), generator=generator), torch.rand(ROWS, N, generator=generator) < 0.3)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SERIAL)
 @pytest.mark.parametrize("block", [1, 4, 12])
 def test_with_a_cache_and_without_the_same_tokens_at_the_same_chance(model, sampler, block):
     heard = [[], []]

@@ -12,7 +12,7 @@ from flowmap.codebook import Bits
 from flowmap.objectives.tokens import CrossEntropy, TokenStates
 from flowmap.path import LinearPath, expand
 from flowmap.rng import Rng
-from flowmap.samplers import SAMPLERS
+from flowmap.samplers import SERIAL
 from flowmap.times import Uniform
 from flowmap.warp import Warp
 from tests.flowlm.test_token_map import N, V, build
@@ -99,7 +99,7 @@ def told(rows=12):
     return Known(tokens, torch.arange(N).expand(rows, N) % 3 == 0)  # a prompt and a gap
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SERIAL)
 @pytest.mark.parametrize("twice", [False, True])
 def test_both_calls_are_counted_and_at_1_it_is_the_plain_sampler_bit_by_bit(model, sampler, twice):
     how, calls = {"steps": 3, "sampler": sampler, "self_conditioning": twice}, []

@@ -12,7 +12,7 @@ from flowlm.writing import nothing
 from flowmap.objectives.tokens import TokenStates
 from flowmap.objectives.tokens.decoded import DecodedEndpoint
 from flowmap.rng import Rng
-from flowmap.samplers import SAMPLERS
+from flowmap.samplers import SERIAL
 
 V, N, D, H = 7, 5, 6, 12
 
@@ -110,7 +110,7 @@ def test_the_encoder_is_saved_with_the_model_bit_by_bit(kind, tmp_path):
     assert torch.equal(one.tokens[at], windows(6)[at])
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SERIAL)
 @pytest.mark.parametrize("twice", [False, True])
 def test_samplers_walk_to_time_0_and_one_more_call_reads(sampler, twice):
     model, times, heard = build(self_conditioning=0.5), [], []
@@ -130,7 +130,7 @@ def test_at_the_exact_velocity_euler_walks_into_the_codes():
     model.map.endpoint = lambda x, *_, **__: codes.expand_as(x)
     seen = []
     model.map.logits = lambda x, *_: (seen.append(x), torch.zeros(*x.shape[:2], V))[1]
-    for sampler in SAMPLERS:
+    for sampler in SERIAL:
         model.write(nothing(torch.zeros(4, N, D)), Rng(1, torch.arange(4)), steps=4, sampler=sampler)
         torch.testing.assert_close(seen[-1], codes.expand(4, -1, -1), atol=1e-5, rtol=1e-4)
 

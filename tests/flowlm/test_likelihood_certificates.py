@@ -21,6 +21,7 @@ from flowlm.likelihood import (
     ode,
     vlb,
 )
+from flowlm.likelihood.score import Score, total_probability
 from flowmap.objectives.tokens import CrossEntropy, ProgressiveKL, TokenStates
 from flowmap.rng import Rng
 from tests.flowlm.test_flow_likelihood import Carries
@@ -161,3 +162,15 @@ def test_a_score_cut_short_is_caught():
 
     found = SCORERS["vlb"](made("oracle"), TokenStates(STRINGS), "oracle")
     assert not of_score(replace(found, nats=0.8 * found.nats)).holds
+
+
+def test_a_score_that_is_too_good_and_noisy_is_no_law():
+    """Half of the strings at a tenth of a nat, the others scattered so widely that a second-order correction would count them
+    below zero and let it pass."""
+    generator = torch.Generator().manual_seed(0)
+    sure = 0.1 + torch.zeros(4, 40, dtype=torch.float64)
+    wild = 0.5 + 4 * torch.randn(4, 40, generator=generator, dtype=torch.float64)
+    score = Score.of({"all": torch.cat([sure, wild], 1)}, torch.ones(80, dtype=torch.float64), "bound", 4)
+    assert (score.parts[0].repeats.var(0) / 4 > 2).sum() > 20
+    total, _ = total_probability(score)
+    assert total > 40 * 0.9

@@ -8,7 +8,7 @@ from flowlm import Known
 from flowlm.writing import write
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES, TokenStates
 from flowmap.rng import Rng
-from flowmap.samplers import SAMPLERS
+from flowmap.samplers import SERIAL
 from tests.flowlm.test_token_map import BATCH, N, V, build, noised
 
 
@@ -70,7 +70,7 @@ def test_what_needs_straight_paths_is_refused_in_a_line():
     for name in ("kl-psd", "esd", "lsd", "vlb"):
         with pytest.raises(ValueError, match=r"linear path, not of SlerpPath|no signal-to-noise"):
             TOKEN_OBJECTIVES[name]()(model.map, batch, rng=Rng(0, torch.arange(4)), step=0)
-    for sampler in set(SAMPLERS) - {"pushforward", "ddim", "restart"}:
+    for sampler in set(SERIAL) - {"pushforward", "ddim", "restart"}:
         with pytest.raises(ValueError, match="sample it by ddim"):
             model.generate(num_steps=2, sampler=sampler)
     with pytest.raises(ValueError, match="set the path slerp"):

@@ -9,7 +9,7 @@ from scipy import stats
 from flowlm import Known
 from flowlm.writing import LOCAL, write
 from flowmap.rng import Rng
-from flowmap.samplers import SAMPLERS, Guided, pushforward, uniform_times
+from flowmap.samplers import SERIAL, Guided, pushforward, uniform_times
 from flowmap.warp import Warp
 from tests.flowlm.test_token_map import N, V, build
 
@@ -50,7 +50,7 @@ def test_pairs_of_tokens_are_as_often_as_the_mean_softmax_over_noise_says(model,
     assert steps > 1 or stats.chi2.sf(float(wrong), int(big.sum()) - 1) < 1e-6
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SERIAL)
 def test_calls_are_counted_and_what_is_known_stays(model, sampler):
     tokens = torch.arange(N).expand(8, N) % V
     at = torch.arange(N).expand(8, N) == 2
@@ -63,7 +63,7 @@ def test_calls_are_counted_and_what_is_known_stays(model, sampler):
 
 
 def test_a_local_sampler_never_tells_the_network_where_it_lands(model):
-    for sampler in SAMPLERS:
+    for sampler in SERIAL:
         told = []
         hook = model.map.network.register_forward_pre_hook(lambda _, args: told.append((args[1] != args[2]).any()))  # noqa: B023
         draws(model, sampler=sampler, steps=3)
@@ -164,3 +164,16 @@ def test_ancestral_steps_are_taken_at_the_times_that_were_trained_and_the_map_is
     assert model.write(blank, Rng(0, torch.arange(4)), steps=3, sampler="ancestral").nfe == 3
     with pytest.raises(ValueError, match="trained for 3"):
         model.write(blank, Rng(0, torch.arange(4)), steps=2, sampler="ancestral")
+
+
+@pytest.mark.parametrize(("parallel", "serial"), [("jacobi", "pushforward"), ("picard", "ddim")])
+def test_all_steps_at_once_write_what_they_write_one_after_the_other(parallel, serial):
+    model, known, heard = build("embedding"), Known(torch.full((6, N), 2), torch.arange(N).expand(6, N) == 1), []
+    like = torch.zeros(6, N, model.map.codebook.state_size)
+    how = {"known": known, "steps": 5}
+    one = write(model.map, like, Rng(3, torch.arange(6)), sampler=serial, **how)
+    all_ = write(model.map, like, Rng(3, torch.arange(6)), sampler=parallel, watch=heard.append, **how)
+    assert torch.equal(one.tokens, all_.tokens) and torch.allclose(one.log_q, all_.log_q, atol=1e-2)
+    assert (all_.tokens[:, 1] == 2).all() and all_.nfe > one.nfe == 5 and all(part.shape == (6, N) for part in heard)
+    with pytest.raises(ValueError, match="asks for all steps at once"):
+        write(model.map, like, Rng(3, torch.arange(6)), sampler=parallel, block=1, **how)
