@@ -1,6 +1,7 @@
 """Flow language models of text and their baselines, one network and one budget: bounds, and samples under a judge by calls.
 
     python -m benchmarks.flow_text --seeds 0                       every cell of the plan that is not there yet, then tables and plot
+    python -m benchmarks.flow_text --on wikitext2 --seeds 0        subwords: the baselines, ours, and those with learned codes
     python -m benchmarks.flow_text --orderings --seeds 0           the ablations of the published systems, then what they say
     python -m benchmarks.flow_text --presets flow-flm --seeds 0 --set flow.options.times=uniform      another: a cell of its own
 
@@ -37,13 +38,25 @@ from training.loop import train
 from training.tasks import build
 
 RESULTS = Path(__file__).parent / "results" / "flow-text"
+SUBWORDS: dict[str, Any] = {
+    "tokenizer__kind": "bpe", "tokenizer__vocab_size": 2048, "flow__codebook": "embedding", "flow__state_size": 64, "flow__width": 256,
+    "optimizer__lr": 1.0e-3,
+}  # fmt: skip
+"""Two thousand words are learned codes of 64 numbers: a one-hot state would be noise of two thousand."""
+FIELDS: dict[str, dict[str, Any]] = {
+    "characters": {}, "wikitext2": SUBWORDS, "stdlib": {**SUBWORDS, "data__name": "stdlib"},
+}  # fmt: skip
+"""Set in every preset, those before it included, by the text."""
+OF_SUBWORDS = ("flow-ar", "flow-mdlm", "flow-bd3lm", "flow-leap", "flow-cdcd", "flow-langflow")
 PLAN = {
     "characters": (
         "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm-psd", "flow-dfm-esd",
         "flow-plaid", "flow-cdcd", "flow-langflow", "flow-adapt", "flow-block-flow", "flow-elf", "flow-codar",
-    )
+    ),
+    "wikitext2": OF_SUBWORDS,
+    "stdlib": OF_SUBWORDS,
 }  # fmt: skip
-BUDGET = {"characters": 1200 * 64}
+BUDGET = dict.fromkeys(PLAN, 1200 * 64)
 """Windows of 128 that are read in training."""
 CALLS = (1, 2, 4, 8, 16)
 TEMPERATURES = (0.0, 0.7, 1.0)
@@ -54,7 +67,7 @@ METRICS = ("judge_nll", "entropy", "distinct_n")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", nargs="+", default=list(PLAN), choices=PLAN)
+    parser.add_argument("--on", nargs="+", default=["characters"], choices=PLAN)
     parser.add_argument("--presets", nargs="+", help="default: those the plan has")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
@@ -70,7 +83,7 @@ def main() -> None:
         if args.orderings:
             wanted = list(needed())
         for (preset, own), seed in product(wanted, args.seeds):
-            planned = Planned(preset, args.runs / on, seed, {}, own, everywhere, BUDGET[on])
+            planned = Planned(preset, args.runs / on, seed, FIELDS[on], own, everywhere, BUDGET[on])
             if made := text_cell(on, planned, command, args.kept):
                 print(f"{on} {planned.name}", flush=True)
             found += made

@@ -96,6 +96,18 @@ def test_a_preset_and_those_before_it_read_one_budget_and_what_is_set_is_set_in_
     assert flow_runs.largest(["flow-flm", "flow-fmlm"]) == 2400 * 64
 
 
+@pytest.mark.parametrize("preset", flow_text.OF_SUBWORDS)
+def test_presets_of_the_plan_take_subwords(preset, small):
+    tiny = {**flow_text.FIELDS["wikitext2"], "tokenizer__vocab_size": 300, "flow__width": 16}
+    config = flow_runs.Planned(preset, small, 0, tiny, {}, {}, 16).config()
+    task = build(config, Accelerator(cpu=True))
+    assert task.model.codebook.state_size == 64 and config.tokenizer.kind == "bpe"
+    batch = task.train.batch(0, torch.arange(4))
+    teacher = task.model if task.objective.teacher_decay else None
+    loss = task.objective(task.model, batch, teacher=teacher, rng=Rng(0, torch.arange(4), 0, 4), step=0)
+    assert torch.isfinite(loss.sum)
+
+
 @pytest.mark.parametrize("one", list(orderings.needed()), ids=lambda one: orderings.subject_of(one))
 def test_every_ablation_can_be_built(one, small):
     preset, variant = one
