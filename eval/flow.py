@@ -57,7 +57,7 @@ class Sampling:
 
 OPTIONS = {
     "block": "block_length", "delay": "delay", "order": "order", "self_conditioning": "self_conditioning",
-    "decoder": "decoder", "guidance": "guidance",
+    "decoder": "decoder", "guidance": "guidance", "grid": "grid",
 }  # fmt: skip
 """Of a command, by the name that `write` has for each."""
 NEUTRAL = {"guidance": 1.0}

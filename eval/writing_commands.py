@@ -59,6 +59,8 @@ def sample(argv: list[str]) -> None:
         """flow language models trained with noise by token: steps between the starts of two tokens, default 0, all at once"""
         order: Literal["left-to-right", "right-to-left", "random"] | None = None
         """with --delay: which tokens start first, default left-to-right"""
+        grid: Literal["even", "clock"] | None = None
+        """flow language models: steps of one length in time (default), or between which training looked equally often"""
         decoder: Literal["softmax", "contextual"] | None = None
         """flow language models: each token from its own softmax, or by the decoder that was trained along, default where there
         is one"""

@@ -43,10 +43,18 @@ class FlowGenerationConfig(GenerationConfig):
     self_conditioning, two passes of the network a step; block_length, tokens of a block; delay and order, steps between the
     starts of two tokens that have times of their own, 0 being all at once; decoder, softmax or contextual, of whose laws
     do_sample, temperature, top_k and top_p are then; guidance w, away from what it would write without the prompt, at twice the
-    calls, 1 being none."""
+    calls, 1 being none; grid, even or clock, of the times that steps end at."""
 
     samplers: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
-    extras: ClassVar[tuple[str, ...]] = ("self_conditioning", "block_length", "delay", "order", "decoder", "guidance")
+    extras: ClassVar[tuple[str, ...]] = (
+        "self_conditioning",
+        "block_length",
+        "delay",
+        "order",
+        "decoder",
+        "guidance",
+        "grid",
+    )
     """Options that only some models have: given on to `write` where they are not None."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -58,6 +66,7 @@ class FlowGenerationConfig(GenerationConfig):
         self.order: Order | None = kwargs.pop("order", None)
         self.decoder: str | None = kwargs.pop("decoder", None)
         self.guidance: float | None = kwargs.pop("guidance", None)
+        self.grid: str | None = kwargs.pop("grid", None)
         super().__init__(**kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:

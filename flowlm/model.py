@@ -21,8 +21,10 @@ from flowmap.naming import is_own, own_class
 from flowmap.objectives.tokens.ancestral import snr_time
 from flowmap.rng import Rng
 from flowmap.sphere import TOKEN_PATHS
+from flowmap.times import interpolate
 
 NOISES = ("sample", "block", "token")
+GRIDS = ("even", "clock")
 
 
 class WindowConfig(PreTrainedConfig):
@@ -48,7 +50,8 @@ class FlowLMConfig(WindowConfig):
     noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it.
     rounding: the depth, width, … of a decoder that writes by `rounding`; none: tokens are drawn from the map's softmax.
     prompt_dropout: the share of samples that were shown nothing of what is known, without which there is no guidance.
-    grids: K → S of the ancestral steps that it was trained to make, told where each lands."""
+    grids: K → S of the ancestral steps that it was trained to make, told where each lands. clock: the times that training looked
+    at, as quantiles of their law, evenly from the least to the latest; none: it looked evenly."""
 
     model_type = "leaplm-flow"
 
@@ -63,6 +66,7 @@ class FlowLMConfig(WindowConfig):
     rounding: dict[str, Any] | None = None
     prompt_dropout: float | int = 0
     grids: dict[str, list[float]] | None = None
+    clock: list[float] | None = None
 
 
 class FlowLM(PreTrainedModel, FlowGenerationMixin):
@@ -117,11 +121,12 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
     def write(
         self, known: Known, rng: Rng, *, end: int | None = None, block_length: int | None = None, delay: int | None = None,
         order: Order | None = None, self_conditioning: bool | None = None, decoder: str | None = None,
-        guidance: float | None = None, **how: Any,
+        guidance: float | None = None, grid: str | None = None, **how: Any,
     ) -> Written:  # fmt: skip
         """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
         was trained for. self_conditioning: default, if the model was trained so. decoder: of
-        DECODERS, default contextual where the model has one. guidance: of a model whose prompts were dropped now and then. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
+        DECODERS, default contextual where the model has one. grid: even (default), steps of one length, or clock, steps between which
+        training looked equally often. guidance: of a model whose prompts were dropped now and then. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
         config, delay, order = self.config, delay or 0, order or "left-to-right"
         if delay and config.noise != "token":
             raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
@@ -141,6 +146,12 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             "decoder": self.decoder(decoder, delay),
             "block": size if config.block_lengths else None,
         }
+        if grid not in (None, *GRIDS):
+            raise ValueError(f"unknown grid {grid!r}: known are {', '.join(GRIDS)}")
+        if grid == "clock":
+            if delay:
+                raise ValueError(f"delay {delay}: tokens that start apart take even steps, leave the grid out")
+            how["times"] = self.clock_times(how.get("steps", 1))
         if config.grids and how.get("sampler") == "ancestral":
             how["times"] = self.trained_times(how.get("steps", 1))
         return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
@@ -154,6 +165,15 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             why = f"delay {delay} draws tokens as they arrive" if delay else "this model was trained without it"
             raise ValueError(f"decoder contextual: {why}, take softmax")
         return asked or ("contextual" if has and not delay else "softmax")
+
+    def clock_times(self, steps: int) -> tuple[float, ...]:
+        """From pure noise down, so that between two lie equal shares of the times that training looked at."""
+        if self.config.clock is None:
+            raise ValueError("grid clock: this model was trained at even times, or before they were kept: take even")
+        quantiles = torch.tensor(self.config.clock, dtype=torch.float64)
+        left = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
+        times = interpolate(left, torch.linspace(0, 1, len(quantiles), dtype=torch.float64), quantiles)
+        return (1.0, *times[1:].tolist())
 
     def trained_times(self, steps: int) -> tuple[float, ...]:
         """Those at which so many calls, the last of them reading tokens, were trained."""

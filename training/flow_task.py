@@ -20,7 +20,7 @@ from training.data.flow_windows import FlowWindows
 from training.data.tokenizer import load_tokenizer
 from training.data.windows import TextWindows
 from training.flow_encoder import load_encoder
-from training.flow_laws import laws_of
+from training.flow_laws import laws_of, quantiles
 from training.flow_models import OBJECTIVES, check_noise, make_model
 from training.flow_start import begin_with, teach_from
 from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
@@ -79,6 +79,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         state = {name: value for name, value in state.items() if name != "prior_share"}
         if isinstance(objective, AncestralBound):
             model.config.grids = {str(k): grid for k, grid in objective.grids(model.map.codebook.codes()).items()}
+        if isinstance(model, FlowLM):
+            model.config.clock = quantiles(objective, model.map.path)
         model.save_pretrained(folder, state_dict={f"map.{name}": value for name, value in state.items()})
         tokenizer.save_pretrained(folder)
 
