@@ -176,14 +176,15 @@ def test_derivatives_pass_through_the_point_network():
 
 
 def test_the_benchmark_has_a_recipe_for_every_objective_and_each_trains():
-    from benchmarks.toys import RECIPES, draw, train
+    from benchmarks.toy_training import RECIPES, REFERENCE, counts_of, draw, train
     from flowmap.objectives import OBJECTIVES
 
     assert set(RECIPES) == set(OBJECTIVES)
-    for name, recipe in RECIPES.items():
-        model = train("checkerboard", name, seed=0, steps=8, batch=256)
-        x, nfe = draw(model, recipe.sampler, 2, seed=0, num_samples=100)
-        assert nfe == 2 and torch.isfinite(x).all(), name
+    assert counts_of("energy") == (1,) and counts_of("flow-matching")[-1] == REFERENCE
+    for name in RECIPES:
+        model, count = train("checkerboard", name, seed=0, steps=8, batch=256), counts_of(name)[:2][-1]
+        x, nfe = draw(model, OBJECTIVES[name].sampler, count, seed=0, num_samples=100)
+        assert nfe == count and torch.isfinite(x).all(), name
         assert x.std() < 1.5, name
 
 
