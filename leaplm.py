@@ -107,6 +107,8 @@ def train(argv: list[str]) -> None:
         """train nothing: say what the training will hold in memory, and whether it fits"""
         profile: bool = False
         """trace five steps: where their time goes, in the run's folder under profile/"""
+        json: Path | None = None
+        """write the last validation here"""
         config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: preset)
 
     args = parse(Train, argv[1:], f"leaplm train {argv[0]}")
@@ -122,6 +124,11 @@ def train(argv: list[str]) -> None:
     if args.profile:
         print(f"{args.run_dir / 'profile'}: operations.txt, trace.json")
     if int(os.environ.get("RANK", 0)) == 0:
+        if args.json:
+            from eval.records import write_records
+
+            told = {"run": str(args.run_dir), "validation": metrics}
+            write_records(args.json, ["leaplm", "train", *argv], [], **told)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         print(f"{args.run_dir}: {shown or 'finished'}")
 

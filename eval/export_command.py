@@ -10,13 +10,14 @@ from typing import Any
 from eval.flow import FlowRun, load_flow
 from eval.loading import load_run, model_type, run_facts
 from eval.model_card import model_card
+from eval.records import record, write_records
 from flowlm import MODEL_TYPES
 from imm.model import ImageFlowConfig
 from mtp.export import export
 from training.run_dir import model_folder
 
 
-def run(args: Any) -> None:
+def run(args: Any, command: list[str]) -> None:
     out = args.out or Path(args.run) / f"export-{args.format}"
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: give another --out")
@@ -35,6 +36,17 @@ def run(args: Any) -> None:
     if loaded.tokenizer is not None:
         loaded.tokenizer.save_pretrained(out)
     (out / "README.md").write_text(model_card(loaded, form), encoding="utf-8")
+    if args.json:
+        size = sum(p.numel() for p in loaded.model.parameters())
+        facts: dict[str, Any] = {
+            "on": args.format,
+            "subject": loaded.subject,
+            "kind": "exact",
+            "unit": "parameters",
+            "run": loaded.name,
+        }
+        files = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
+        write_records(args.json, command, [record("parameters", size, **facts)], folder=str(out), files=files)
     print(out)
 
 

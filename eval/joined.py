@@ -13,7 +13,7 @@ from eval import frontier, refinement
 from eval.calibration_picture import sections as calibration_sections
 from eval.head_table import NOTE, filled, head_rows, wide
 from eval.pictures import Point, bars, plot
-from eval.records import over_seeds, read_records
+from eval.records import over_seeds, read_records, write_records
 from eval.report import Sample, Section, write_report
 from eval.samples import read_samples
 from eval.surface import surface_sections
@@ -58,6 +58,8 @@ def run(args: Any, command: list[str]) -> None:
         *_samples(samples),
     ]
     write_report(args.out, args.title, sections, records, INTRO)
+    if args.json:
+        write_records(args.json, command, records)
     print(f"{args.out}: {len(records)} records, {len(samples)} samples, {len(sections)} sections")
 
 

@@ -1,5 +1,5 @@
 """Likelihood of text, summed for each document, so that the data error can be bootstrapped. Exact, or for heads whose
-law is a mean over noise a bound from one draw of it at each anchor, whose error is part of the documents' own.
+law is a mean over noise a bound from DRAWS of it at each anchor, whose own error is known from the draws.
 
 Three scores of the same store from one pass: the trunk's own chain; the block law −log q(x_{i+1..i+K} | h_i) at every
 position i, beside the trunk's chain on the very same targets (their difference is the
@@ -30,23 +30,37 @@ DRAWS = 16
 
 @dataclass(frozen=True)
 class BlockLikelihood:
-    """head, trunk: (documents, K) summed nats; count: (documents,) blocks scored."""
+    """head, trunk: (documents, K) summed nats; count: (documents,) blocks scored. variance: (documents,) of the head's summed
+    nats of whole blocks over its draws of noise; None of an exact head."""
 
     head: np.ndarray
     trunk: np.ndarray
     count: np.ndarray
+    variance: np.ndarray | None = None
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """(K,) nats per token of head and trunk, over all blocks."""
         return self.head.sum(0) / self.count.sum(), self.trunk.sum(0) / self.count.sum()
 
+    @property
+    def monte_carlo(self) -> float | None:
+        """Of the mean nats a token, given the text."""
+        if self.variance is None:
+            return None
+        return float(self.variance.sum() ** 0.5 / self.count.sum() / self.head.shape[1])
+
 
 @dataclass(frozen=True)
 class Likelihood:
-    """sums, count: (documents,) nats and tokens; every token but a document's first is scored once."""
+    """sums, count: (documents,) nats and tokens; every token but a document's first is scored once. variance: as of blocks."""
 
     sums: np.ndarray
     count: np.ndarray
+    variance: np.ndarray | None = None
+
+    @property
+    def monte_carlo(self) -> float | None:
+        return None if self.variance is None else float(self.variance.sum() ** 0.5 / self.count.sum())
 
 
 @dataclass(frozen=True)
@@ -73,10 +87,13 @@ def likelihoods(
     the chain's; a document's last block may be short. seed: of bounds, addressed by the anchor's place in the store."""
     documents, largest = len(store.offsets) - 1, max(sizes, default=1)
     chain = Likelihood(*np.zeros((2, documents)))
+    drawn = bool(sizes) and not model.head.exact
+    noise = lambda: np.zeros(documents) if drawn else None  # noqa: E731
     blocks = {
-        k: BlockLikelihood(np.zeros((documents, k)), np.zeros((documents, k)), np.zeros(documents)) for k in sizes
+        k: BlockLikelihood(np.zeros((documents, k)), np.zeros((documents, k)), np.zeros(documents), noise())
+        for k in sizes
     }
-    direct = {k: Likelihood(*np.zeros((2, documents))) for k in sizes}
+    direct = {k: Likelihood(*np.zeros((2, documents)), noise()) for k in sizes}
     for part in _windows(model, store, length, largest, batch, quiet):
         hidden, _ = model.states(part.inputs)
         targets, mask = part.blocks(largest)
@@ -85,8 +102,8 @@ def likelihoods(
         if not sizes:
             continue
         anchors = mask[..., 0]
-        nll = own.new_zeros(targets.shape)
-        nll[anchors] = _head_nll(model, hidden, part, anchors, targets[anchors], seed)
+        nll, spread = own.new_zeros(targets.shape), own.new_zeros(targets.shape)
+        nll[anchors], spread[anchors] = _head_nll(model, hidden, part, anchors, targets[anchors], seed)
         # the trunk's loss at the K targets of position i: those of positions i..i+K−1; the last lie in the next window
         follows = torch.nn.functional.pad(own, (0, largest - 1)).unfold(1, largest, 1)
         place, offset = torch.arange(part.length, device=hidden.device), _offset(part, store)
@@ -96,7 +113,14 @@ def likelihoods(
             np.add.at(blocks[k].head, index, nll[whole][:, :k].double().cpu().numpy())
             np.add.at(blocks[k].trunk, index, follows[whole][:, :k].double().cpu().numpy())
             np.add.at(blocks[k].count, index, 1)
-            _add(direct[k], part, anchors & (offset % k == 0), nll[..., :k], mask[..., :k])
+            starts = anchors & (offset % k == 0)
+            _add(direct[k], part, starts, nll[..., :k], mask[..., :k])
+            if drawn:
+                last = mask[..., :k].sum(-1, keepdim=True).clamp_min(1) - 1
+                of_block = spread.gather(-1, last)[..., 0].square()  # of the block's beginning that is inside the text
+                for law, chosen in ((blocks[k], whole), (direct[k], starts)):
+                    where = part.document[:, : part.length][chosen].cpu().numpy()
+                    np.add.at(law.variance, where, of_block[chosen].double().cpu().numpy())
     for k, sums in blocks.items():
         if not sums.count.any():
             raise ValueError(f"the text holds no whole block of {k} tokens inside a window of {length}")
@@ -116,20 +140,25 @@ def _trunk_nll(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     return row_nll([context.hidden], [context.unembedding], targets.flatten(), context.bias).view(targets.shape)
 
 
-def _head_nll(model: Any, hidden: Tensor, part: TokenBatch, anchors: Tensor, targets: Tensor, seed: int) -> Tensor:
-    """(N, K), the blocks of these anchors. A mean over noise takes the same draws for an anchor in any batch."""
+def _head_nll(
+    model: Any, hidden: Tensor, part: TokenBatch, anchors: Tensor, targets: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    """(N, K) twice, of the blocks of these anchors: see `head_nll`. A mean over noise takes the same draws for an anchor in any
+    batch."""
     assert part.position is not None
     rng = Rng(seed, part.position[:, : part.length][anchors])
     return head_nll(model.head, model.anchored(hidden, part.tokens, anchors), targets, rng)
 
 
-def head_nll(head: Any, ctx: BlockContext, targets: Tensor, rng: Rng) -> Tensor:
-    """(N, K): what each target adds to −log q of its block's beginning. rng: addressed by anchor, of heads that are not
-    exact."""
+def head_nll(head: Any, ctx: BlockContext, targets: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+    """(N, K) twice: what each target adds to −log q of its block's beginning, and the standard error of that −log q given the
+    text, 0 of an exact head. rng: addressed by anchor, of heads that are not."""
     if head.exact:
-        return -head.log_prob(ctx, targets)
-    prefixes = head.estimate_prefixes(ctx, targets, rng, DRAWS).log_prob
-    return -prefixes.diff(dim=1, prepend=torch.zeros_like(prefixes[:, :1])).to(ctx.hidden.dtype)
+        nll = -head.log_prob(ctx, targets)
+        return nll, torch.zeros_like(nll)
+    found = head.estimate_prefixes(ctx, targets, rng, DRAWS)
+    steps = found.log_prob.diff(dim=1, prepend=torch.zeros_like(found.log_prob[:, :1]))
+    return -steps.to(ctx.hidden.dtype), found.stderr.to(ctx.hidden.dtype)
 
 
 def _offset(part: TokenBatch, store: TokenStore) -> Tensor:

@@ -128,8 +128,9 @@ def direct_records(
     common = _common(run, run.subject, result, on, split, length, size)
     nll, error = float(result.sums.sum() / result.count.sum()), standard_error(result.sums, result.count)
     common |= law_kind(run)
+    noise = {} if result.monte_carlo is None else {"monte_carlo": result.monte_carlo}
     return [
-        record("direct_nll", nll, stderr=error, unit="nats/token", **common),
+        record("direct_nll", nll, stderr=error, unit="nats/token", **common, **noise),
         _bits_per_byte(nll, error, result, store, common),
     ]
 
@@ -184,4 +185,7 @@ def _print(run: LoadedRun, records: list[dict[str, Any]]) -> None:
 
 
 def _drawn(r: dict[str, Any]) -> str:
-    return "none: exact" if r["kind"] == "exact" else f"{r['kind']}, {r['draws']} draws"
+    if r["kind"] == "exact":
+        return "none: exact"
+    known = f"{r['monte_carlo']:.2g}, " if "monte_carlo" in r else ""
+    return f"{known}{r['kind']}, {r['draws']} draws"

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from eval.decoding import decode_all
 from eval.loading import LoadedRun, load_run
+from eval.records import write_records
 from flowmap.warp import Warp
 from training.config import DataConfig, TokenizerConfig, difference
 from training.data.corpus import load_corpus
@@ -23,7 +24,7 @@ from training.data.tokenizer import start_token
 from training.trunk import weights_digest
 
 
-def run(args: Any) -> None:
+def run(args: Any, command: list[str]) -> None:
     source = load_run(args.run)
     limit = getattr(source.model.trunk.config, "max_position_embeddings", None)
     if limit and 1 + args.prompt_tokens + args.new > limit:
@@ -50,6 +51,10 @@ def run(args: Any) -> None:
             file.flush()
             tokens += int(out.lengths.sum())
             bar.update(len(out.tokens))
+    if args.json:
+        write_records(
+            args.json, command, [], file=str(args.out), documents=args.num, tokens_written_now=tokens, contract=contract
+        )
     print(f"{args.out}: {args.num} documents, {tokens:,} tokens written now; train on it with --data.name {args.out}")
 
 

@@ -122,13 +122,15 @@ def regenerate(argv: list[str]) -> None:
         """documents written at once"""
         seed: int = 0
         """of the draws"""
+        json: Path | None = None
+        """write here what was written: the file, its documents and tokens"""
 
     args = parse(Regenerate, argv, "leaplm regenerate")
     if min(args.num, args.prompt_tokens, args.new, args.batch) < 1:
         raise ValueError("--num, --prompt-tokens, --new and --batch must be 1 or above")
     from eval.regenerate import run
 
-    run(args)
+    run(args, ["leaplm", "regenerate", *argv])
 
 
 def report(argv: list[str]) -> None:
@@ -144,6 +146,8 @@ def report(argv: list[str]) -> None:
         """run directories (with what probe, perplexity and speed kept there), JSON files of records, JSONL files of samples"""
         out: Path = Path("report.html")
         title: str = "leaplm: measured"
+        json: Path | None = None
+        """write every record that is joined here too"""
 
     args = parse(Report, argv, "leaplm report")
     if not args.runs:
@@ -174,8 +178,10 @@ def export(argv: list[str]) -> None:
         """the folder to write, default RUN/export-FORMAT"""
         verifier: str | None = None
         """of speculators: the trunk by name or path, default what the run was attached to"""
+        json: Path | None = None
+        """write here what was written: the folder and its files"""
 
-    args = parse(Export, argv, "leaplm export", files=())
+    args = parse(Export, argv, "leaplm export", files=("json",))
     from eval.export_command import run
 
-    run(args)
+    run(args, ["leaplm", "export", *argv])

@@ -92,7 +92,7 @@ def score_spans(
         addresses = torch.tensor([part.address for part in spans], device=device)
         rng = Rng(seed, addresses[span], at)
         hidden = hidden[row]
-        nll = head_nll(model.head, model.anchored(hidden, tokens, anchors), targets, rng)
+        nll, _ = head_nll(model.head, model.anchored(hidden, tokens, anchors), targets, rng)
         nll = (nll.double() * inside).sum(1)
         hit = torch.zeros_like(span, dtype=torch.bool)
         if want_greedy:

@@ -121,19 +121,40 @@ def test_every_scorer_spends_exactly_the_whole_probability(name, make, head):
     assert got.holds and got.exact and got.stderr == 0
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_a_mean_over_noise_spends_the_whole_probability_in_mean(size):
-    """Blocks one after another; each anchor's noise is its own."""
-    model = fresh("noise")
+def of_noise(head):
+    model = fresh(head)
     for parameter in model.head.parameters():  # laws that vary less inside a slice, so that few repeats do
         nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("head", ["noise", "flow-map"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_mean_over_noise_spends_the_whole_probability_in_mean(size, head):
+    """Blocks one after another; each anchor's noise is its own."""
+    model = of_noise(head)
 
     def score(store):
         found = [likelihoods(model, store, L + 1, [size], 64, True, seed).direct[size].sums for seed in range(30)]
         return np.stack(found)
 
     got = certify(score, V, L)
-    assert got.exact and got.stderr < 0.02 and (got.stderr > 1e-7) == (size > 2)
+    first = 2 if head == "noise" else 1  # positions that hang on no noise
+    assert got.exact and got.stderr < 0.02 and (got.stderr > 1e-7) == (size > first)
+
+
+@pytest.mark.parametrize("head", ["noise", "flow-map"])
+def test_the_monte_carlo_error_of_a_bound_is_its_spread_over_draws(head):
+    model, store = of_noise(head), every_string(V, 3, 0)
+    found = [likelihoods(model, store, 4, [3], 64, True, seed) for seed in range(16)]
+    for laws in ([one.direct[3] for one in found], [one.blocks[3] for one in found]):
+        means = [
+            law.sums.sum() / law.count.sum() if hasattr(law, "sums") else law.head.sum() / law.count.sum() / 3
+            for law in laws
+        ]
+        told = np.mean([law.monte_carlo for law in laws])
+        assert told == pytest.approx(np.std(means, ddof=1), rel=0.6) and told > 0
+    assert likelihoods(fresh("block-chain"), store, 4, [3], 64, True).direct[3].monte_carlo is None
 
 
 @pytest.mark.parametrize("name", SCORERS)

@@ -165,6 +165,21 @@ def test_a_broken_checkpoint_is_one_line(trained, tmp_path, capsys):
     assert "did not load" in fails(capsys, "probe", str(folder), "--suite", "poker")
 
 
+def test_what_is_made_is_told_as_json_too(trained, tmp_path):
+    told = [tmp_path / name for name in ("train.json", "export.json")]
+    run = tmp_path / "run"
+    assert leaplm.main(["train", "poker", "--run-dir", str(run), *QUICK, "--json", str(told[0])]) == 0
+    assert leaplm.main(["export", str(trained), "--out", str(tmp_path / "model"), "--json", str(told[1])]) == 0
+    trained_, exported = (json.loads(file.read_text()) for file in told)
+    assert {trained_["schema"], exported["schema"]} == {"leaplm/1"} and trained_["command"][:2] == ["leaplm", "train"]
+    assert trained_["validation"]["loss"] > 0 and trained_["run"] == str(run)
+    assert (
+        exported["results"][0]["value"] > 1000
+        and "config.json" in exported["files"]
+        and "README.md" in exported["files"]
+    )
+
+
 def test_a_broken_state_is_one_line_and_says_how_to_go_on(trained, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained, run)

@@ -161,7 +161,7 @@ def test_the_report_shows_one_row_a_head(tmp_path):
     ]
     write_records(tmp_path / "a.json", ["x"], [table.marked(r) for r in records])
     out = tmp_path / "page.html"
-    joined.run(types.SimpleNamespace(runs=(str(tmp_path / "a.json"),), out=out, title="t"), [])
+    joined.run(types.SimpleNamespace(runs=(str(tmp_path / "a.json"),), out=out, title="t", json=None), [])
     page = out.read_text()
     start = page.index("Heads side by side: toy, K = 4")
     part = page[start : page.index("</table>", start)]

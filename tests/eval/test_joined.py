@@ -63,7 +63,9 @@ def test_any_runs_are_joined_on_one_page_without_network(tmp_path):
     (tmp_path / "s.jsonl").write_text(json.dumps(row("c d e <f>")) + "\n")
     out = tmp_path / "page.html"
     runs = (str(run), str(tmp_path / "more.json"), str(tmp_path / "s.jsonl"))
-    joined.run(types.SimpleNamespace(runs=runs, out=out, title="All of it"), ["leaplm", "report"])
+    kept = tmp_path / "all.json"
+    joined.run(types.SimpleNamespace(runs=runs, out=out, title="All of it", json=kept), ["leaplm", "report"])
+    assert len(json.loads(kept.read_text())["results"]) == len(made())
     page = out.read_text()
     for title in ("Speed against quality", "Likelihood of a block", "Validity: poker-draw", "Training", "Samples"):
         assert title in page, title
@@ -88,7 +90,7 @@ def test_what_is_nothing_to_join_is_refused(tmp_path):
     (tmp_path / "x.json").write_text('{"schema": "other"}')
     for name, words in (("x.json", "holds no records"), ("none", "is no run directory")):
         with pytest.raises(ValueError, match=words):
-            joined.run(types.SimpleNamespace(runs=(str(tmp_path / name),), out=tmp_path / "o", title=""), [])
+            joined.run(types.SimpleNamespace(runs=(str(tmp_path / name),), out=tmp_path / "o", title="", json=None), [])
 
 
 def test_a_frozen_trunk_of_unknown_seed_is_another_where_its_value_is_and_strata_are_means_too():

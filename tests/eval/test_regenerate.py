@@ -87,7 +87,9 @@ def test_what_is_written_is_what_the_trunk_alone_would_say(trunk, tmp_path):
 
 def test_an_unfinished_file_goes_on_to_the_same_end(trunk, tmp_path, capsys):
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
-    assert write(trunk, whole) == 0
+    assert write(trunk, whole, "--json", str(tmp_path / "told.json")) == 0
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["documents"] == 20 and told["tokens_written_now"] > 20 and told["file"] == str(whole)
     assert len(rows(whole)) == 20 and len({row["text"] for row in rows(whole)}) > 15
     broken.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])  # inside the second batch, inside a row
     assert write(trunk, broken) == 0

@@ -197,7 +197,8 @@ def test_a_report_of_several_runs_answers_within_two_seconds(tmp_path):
         (run / "samples" / "s.jsonl").write_text("".join(json.dumps(sample) + "\n" for _ in range(6)))
         runs.append(str(run))
     page = tmp_path / "r.html"
-    join(SimpleNamespace(runs=runs, out=page, title="T"), [])
+    join(SimpleNamespace(runs=runs, out=page, title="T", json=None), [])
+    assert page.stat().st_size < 6e6
     acted = page.with_suffix(".timed.html")
     acted.write_text(page.read_text().replace("</body>", f"<script>{TIMED}</script></body>"))
     own_time = [flag for flag in FLAGS if not flag.startswith("--virtual-time")]
