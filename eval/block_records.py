@@ -44,7 +44,9 @@ def block_records(
             records.append(record("nll", value, positions=positions, **(nats | later)))
         whole = sums.mean(1)
         value, error = whole.sum() / result.count.sum(), standard_error(whole, result.count)
-        noise = {} if subject == "trunk" or result.monte_carlo is None else {"monte_carlo": result.monte_carlo}
+        noise: dict[str, Any] = (
+            {} if subject == "trunk" or result.monte_carlo is None else {"monte_carlo": result.monte_carlo}
+        )
         records.append(record("block_nll", value, **{**nats, "stderr": error}, **noise))
     if independent is not None:
         share, error = gap_closed(independent, result)

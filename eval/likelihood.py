@@ -93,7 +93,7 @@ def likelihoods(
         k: BlockLikelihood(np.zeros((documents, k)), np.zeros((documents, k)), np.zeros(documents), noise())
         for k in sizes
     }
-    direct = {k: Likelihood(*np.zeros((2, documents)), noise()) for k in sizes}
+    direct = {k: Likelihood(np.zeros(documents), np.zeros(documents), noise()) for k in sizes}
     for part in _windows(model, store, length, largest, batch, quiet):
         hidden, _ = model.states(part.inputs)
         targets, mask = part.blocks(largest)
@@ -118,9 +118,10 @@ def likelihoods(
             if drawn:
                 last = mask[..., :k].sum(-1, keepdim=True).clamp_min(1) - 1
                 of_block = spread.gather(-1, last)[..., 0].square()  # of the block's beginning that is inside the text
-                for law, chosen in ((blocks[k], whole), (direct[k], starts)):
+                for variance, chosen in ((blocks[k].variance, whole), (direct[k].variance, starts)):
+                    assert variance is not None
                     where = part.document[:, : part.length][chosen].cpu().numpy()
-                    np.add.at(law.variance, where, of_block[chosen].double().cpu().numpy())
+                    np.add.at(variance, where, of_block[chosen].double().cpu().numpy())
     for k, sums in blocks.items():
         if not sums.count.any():
             raise ValueError(f"the text holds no whole block of {k} tokens inside a window of {length}")

@@ -128,7 +128,7 @@ def direct_records(
     common = _common(run, run.subject, result, on, split, length, size)
     nll, error = float(result.sums.sum() / result.count.sum()), standard_error(result.sums, result.count)
     common |= law_kind(run)
-    noise = {} if result.monte_carlo is None else {"monte_carlo": result.monte_carlo}
+    noise: dict[str, Any] = {} if result.monte_carlo is None else {"monte_carlo": result.monte_carlo}
     return [
         record("direct_nll", nll, stderr=error, unit="nats/token", **common, **noise),
         _bits_per_byte(nll, error, result, store, common),

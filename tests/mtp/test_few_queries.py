@@ -39,6 +39,13 @@ def test_it_is_transformers_sdpa(n, kind, key_heads):
     assert torch.allclose(own, theirs, atol=1e-6)
 
 
+def test_the_compiler_is_told_the_shape_and_strides_that_it_gets():
+    q, k, v = (torch.randn(8, 4, n, 6) for n in (3, 9, 9))
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)  # as a layer's own come
+    for mask in (None, torch.ones(8, 1, 3, 9, dtype=torch.bool)):
+        torch.library.opcheck(few_queries.opaque, (q, k, v, mask, 0.5), test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize("n", [1, 5])
 def test_without_a_mask_several_queries_are_causal_and_one_sees_all(n):
     q, k, v = torch.randn(3, 2, 2, n, 8)
