@@ -86,16 +86,14 @@ class Planned:
 
     def train(self) -> tuple[Path, float]:
         """Its run, and the CPU seconds of its training and of those before it."""
-        config, spent = self.config(), 0.0
-        done: dict[Path, float] = {}
+        config, done = self.config(), dict[Path, float]()
         for part, before in self.earlier().items():
             folder, seconds = before.train()
             done[folder] = seconds
             setattr(config.flow, part, str(folder))
         folder = self.folder / self.name
         train(config, folder, build)
-        spent = RunDir(folder).cpu_seconds() + sum(done.values())
-        return folder, spent
+        return folder, RunDir(folder).cpu_seconds() + sum(done.values())
 
 
 def windows_of(preset: str) -> int:
