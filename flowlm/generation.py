@@ -47,14 +47,8 @@ class FlowGenerationConfig(GenerationConfig):
 
     samplers: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
     extras: ClassVar[tuple[str, ...]] = (
-        "self_conditioning",
-        "block_length",
-        "delay",
-        "order",
-        "decoder",
-        "guidance",
-        "grid",
-    )
+        "self_conditioning", "block_length", "delay", "order", "decoder", "guidance", "grid",
+    )  # fmt: skip
     """Options that only some models have: given on to `write` where they are not None."""
 
     def __init__(self, **kwargs: Any) -> None:

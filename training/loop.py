@@ -89,9 +89,8 @@ def train(
         folder.forget_after(start)
     spent, begun = folder.cpu_seconds(), time.process_time()
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
-    weights = [
-        p for p in module.parameters() if p.requires_grad
-    ]  # once: a walk through all modules costs a small step dear
+    # once: a walk through all modules costs a small step dear
+    weights = [p for p in module.parameters() if p.requires_grad]
     projection = Projection(weights) if task.project else None
 
     def checkpoint(step: int) -> None:
@@ -160,9 +159,7 @@ def train(
                 )
             seconds = time.perf_counter() - clock
             metrics |= {"grad_norm": float(norm), "lr": rate, "data_wait": waited / seconds}
-            metrics["cpu_seconds"] = round(
-                spent + time.process_time() - begun, 1
-            )  # of this process, since the run's start
+            metrics["cpu_seconds"] = round(spent + time.process_time() - begun, 1)  # of this process, over restarts
             metrics["train_tokens_per_second"] = window.positions * accelerator.num_processes / seconds
             shown = {"loss": metrics["loss"], **{k: v for k, v in validation.items() if k == "head_nll"}}
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
