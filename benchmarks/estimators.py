@@ -144,7 +144,7 @@ def records(row: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any
 
 
 def table(rows: list[dict[str, Any]], V: int, L: int) -> str:
-    """Markdown, one row an estimator: bias (in brackets within four of its errors), variance, cosine of each f."""
+    """Markdown, one row an estimator: bias (in brackets within three of its errors), variance, cosine of each f."""
     cells = {(row["name"], row["f"]): row for row in rows}
     norms = {row["f"]: row["norm"] for row in rows}
     lines = [
@@ -161,7 +161,7 @@ def table(rows: list[dict[str, Any]], V: int, L: int) -> str:
 def show(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
-    seen = row["bias"] > 4 * row["bias_error"] and row["bias"] > 1e-9
+    seen = row["bias"] > 3 * row["bias_error"] and row["bias"] > 1e-9
     bias = f"{row['bias']:.3f}" if seen else f"({row['bias']:.3f})"
     return f"{bias} {row['variance']:.3f} {row['cosine']:.2f}"
 

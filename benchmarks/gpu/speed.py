@@ -1,10 +1,15 @@
 """Decoding speed of the reference trunks on a GPU: the same contenders and rounds as `leaplm speed`.
 
-python -m benchmarks.gpu.speed --out speed.json [--sizes M L] [--batches 1 8 32]
+    python -m benchmarks.gpu.speed --out speed.json [--sizes M L] [--batches 1 8 32]
+
+A size and a batch after the other; none is begun after --seconds, and what was left out is said.
 """
 
 import argparse
 import sys
+import time
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +31,29 @@ def main() -> None:
     parser.add_argument("--blocks", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--rank", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=360.0, help="after which no further setting is begun")
     args = parser.parse_args()
+    start = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine, records = measure_machine(torch.bfloat16, device), []
-    for size in args.sizes:
-        trunk = reference_trunk(size, torch.bfloat16, device)
-        heads = []
-        for name in NAMES:
-            rank = {"rank": args.rank} if "rank" in option_names(name) else {}
-            model: Any = MTPForCausalLM.from_trunk(trunk, name, max(args.blocks), **rank)
-            model.to(device, torch.bfloat16).eval()
-            heads += [(model, block) for block in args.blocks]
-        for batch in args.batches:
-            setting = Setting(size, batch, rounds=args.rounds)
-            records += measure(contenders(trunk, heads, setting, compiled=True), setting, machine, "bfloat16", device)
-            write_records(args.out, ["python", "-m", "benchmarks.gpu.speed", *sys.argv[1:]], records)
+    held, trunk, heads = "", None, []
+    for size, batch in product(args.sizes, args.batches):
+        if time.monotonic() - start > args.seconds:
+            print(f"left out, since {args.seconds:g} s are over: {size} at batch {batch}", flush=True)
+            continue
+        if size != held:
+            held, trunk = size, reference_trunk(size, torch.bfloat16, device)
+            heads = [(model, block) for model in with_heads(trunk, args) for block in args.blocks]
+        setting = Setting(size, batch, rounds=args.rounds)
+        records += measure(contenders(trunk, heads, setting, compiled=True), setting, machine, "bfloat16", device)
+        write_records(args.out, ["python", "-m", "benchmarks.gpu.speed", *sys.argv[1:]], records)
+
+
+def with_heads(trunk: Any, args: argparse.Namespace) -> Iterator[Any]:
+    for name in NAMES:
+        rank = {"rank": args.rank} if "rank" in option_names(name) else {}
+        model: Any = MTPForCausalLM.from_trunk(trunk, name, max(args.blocks), **rank)
+        yield model.to(trunk.device, torch.bfloat16).eval()
 
 
 if __name__ == "__main__":

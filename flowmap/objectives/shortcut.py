@@ -9,14 +9,16 @@ import torch
 
 from flowmap.objectives.two_time import Noised, TwoTime
 from flowmap.path import expand
+from flowmap.samplers import SMALLEST
 from flowmap.times import TimeLaw
 
-SMALLEST = 7
-"""h ≥ 2^−7 = 1/128."""
+HALVINGS = 7
+"""From a span of 1 to SMALLEST, 2^−7."""
 
 
 class Shortcut(TwoTime):
     teacher_decay = 0.999
+    sampler = "shortcut"
 
     def __init__(self, diagonal: float = 0.875, times: TimeLaw | None = None, clip: float = 4.0) -> None:
         super().__init__(diagonal, times)
@@ -24,14 +26,14 @@ class Shortcut(TwoTime):
 
     def pair(self, rng, count, step):
         """2h = 2^−m, m = 0…6, and t a multiple of 2h in (0, 1]."""
-        span = 2.0 ** -torch.floor(rng.uniform("m", count) * SMALLEST)
+        span = 2.0 ** -torch.floor(rng.uniform("m", count) * HALVINGS)
         t = (torch.floor(rng.uniform("t", count) / span) + 1) * span
         return t, t - span
 
     def residual(self, model, teacher, x: Noised, step):
         h = (x.t - x.s) / 2
         middle = x.t - h
-        smallest = h <= 2.0**-SMALLEST
+        smallest = h <= SMALLEST
         with torch.no_grad():
             first = teacher.velocity(x.x_t, x.t, torch.where(smallest, x.t, middle), x.context)
             x_m = x.x_t - expand(h, x.x_t) * first

@@ -121,6 +121,7 @@ MOVING = {  # the part of the residual that is differentiated
             "continuous-consistency",
         )
     },
+    "alpha-flow": lambda m, x: x.velocity(m) * AlphaFlow().alpha(0) ** -0.5,
 }  # fmt: skip
 
 
@@ -147,6 +148,53 @@ def test_gradients_stop_exactly_where_the_method_says(name):
     delta = x.velocity(model) - x.dx if name == "flow-matching" else objective.residual(model, model, x, 0)
     (got,) = torch.autograd.grad(delta.square().sum(), model.theta)
     (expected,) = torch.autograd.grad((2 * delta.detach() * MOVING[name](model, x)).sum(), model.theta)
+    assert torch.allclose(got, expected, rtol=1e-6, atol=1e-9)
+    assert got.norm() > 0.01
+
+
+def _imm(objective, model, fixed, x_0, rng):
+    t, r, s = (time.repeat_interleave(4) for time in objective.times(model.path, rng.groups(4), len(x_0) // 4))
+    eps = model.path.draw_noise(rng, "eps", x_0)
+    landed = model.jump(model.path.noise(x_0, eps, t), t, s)
+    target = fixed.jump(model.path.noise(x_0, eps, r), r, s)
+    far = lambda a, b: (-(a - b).square().clamp_min(1e-8).sqrt() / model.output_scale(t[i], s[i])).exp()  # noqa: E731
+    total = 0.0
+    for i in range(len(x_0)):
+        for j in range(4 * (i // 4), 4 * (i // 4) + 4):
+            total += (far(landed[i], landed[j]) - 2 * far(landed[i], target[j])).sum() / 4
+    return total
+
+
+def _consistency(objective, model, fixed, x_0, rng):
+    t, eps = objective.times.draw(rng, "t", len(x_0)).to(x_0), model.path.draw_noise(rng, "eps", x_0)
+    r = objective.earlier(t, 0)
+    ahead, behind = (m.jump(model.path.noise(x_0, eps, at), at, 0 * t) for m, at in ((model, t), (fixed, r)))
+    return (((ahead - behind).square().sum(1) + 0.00054**2).sqrt() / (t - r)).sum()
+
+
+def _drifting(objective, model, fixed, x_0, rng):
+    one, eps = torch.ones(len(x_0), dtype=x_0.dtype), model.path.draw_noise(rng, "eps", x_0)
+    made = fixed.jump(eps, one, 0 * one)
+    field = objective.field(made[None], x_0[None])[0]
+    return -2 * (field * model.jump(eps, one, 0 * one)).sum() / x_0.shape[1]
+
+
+@pytest.mark.parametrize(
+    "objective, written_out",
+    [
+        (InductiveMomentMatching(k=4, weighted=False), _imm),
+        (Consistency(Uniform(0.1, 0.95)), _consistency),
+        (Drifting(group_size=32), _drifting),
+    ],
+    ids=["imm", "consistency", "drifting"],
+)
+def test_what_a_method_learns_from_itself_is_a_constant(objective, written_out):
+    """The gradient is that of the loss written out, the second model a copy that does not move."""
+    model, x_0, rng = GaussianMap((0.3, -0.2, 0.3, -0.2)), gaussian(32), Rng(0, torch.arange(32))
+    loss = objective.double()(model, StateBatch(x_0), rng=rng, step=0)
+    (got,) = torch.autograd.grad(loss.sum, model.theta)
+    fixed = copy.deepcopy(model).requires_grad_(False)
+    (expected,) = torch.autograd.grad(written_out(objective, model, fixed, x_0, rng), model.theta)
     assert torch.allclose(got, expected, rtol=1e-6, atol=1e-9)
     assert got.norm() > 0.01
 

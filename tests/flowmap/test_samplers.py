@@ -14,6 +14,7 @@ from flowmap.samplers import (
     picard,
     pushforward,
     restart,
+    shortcut,
     uniform_times,
 )
 from tests.flowmap.oracles import GaussianMap, gaussian
@@ -35,6 +36,18 @@ def test_pushforward_of_the_exact_map_is_exact_in_any_number_of_steps(steps):
     out = pushforward(Guided(oracle), noise(1000), uniform_times(steps))
     expected = oracle.jump(noise(1000), torch.ones(1000, dtype=torch.float64), torch.zeros(1000, dtype=torch.float64))
     assert torch.allclose(out.x, expected) and out.nfe == out.rounds == steps
+
+
+def test_shortcut_models_take_their_shortest_steps_by_the_local_velocity():
+    told = []
+
+    class Listening(GaussianMap):
+        def velocity(self, x_t, t, s, context=None):
+            told.append(float(t[0] - s[0]))
+            return super().velocity(x_t, t, s, context)
+
+    shortcut(Guided(Listening()), noise(4), torch.tensor([1.0, 0.5, 0.5 - 1 / 64, 0.5 - 3 / 128, 0.25], dtype=torch.float64))
+    assert told == [0.5, 1 / 64, 0.0, 0.25 - 3 / 128]
 
 
 @pytest.mark.parametrize("sampler, order, calls", [(euler, 1, 1), (heun, 2, 2)])

@@ -164,6 +164,48 @@ def test_a_missing_set_is_one_line_with_the_mend(name, mend, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def hub(monkeypatch, **splits):
+    """The Hub holds these splits, as `datasets` gives them. splits: columns and their kinds."""
+    import datasets
+
+    made = {
+        name: datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)) for name, (columns, kinds) in splits.items()
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(made))
+
+
+def test_a_set_of_the_hub_is_read_by_the_kinds_of_its_columns(monkeypatch):
+    import datasets
+
+    shots, kinds = pictures(n=6, size=10, channels=3), {"shot": datasets.Image(), "what": datasets.ClassLabel(names=["a", "b"])}
+    told = {"shot": [Image.fromarray(x) for x in shots[:4]], "what": [0, 1, 1, 0]}
+    held = {"shot": [Image.fromarray(x) for x in shots[4:]], "what": [1, 0]}
+    hub(monkeypatch, train=(told, kinds), validation=(held, kinds))
+    found = load_images("someone/shots")
+    assert np.array_equal(found.train, shots[:4]) and found.train_labels.tolist() == [0, 1, 1, 0]
+    assert np.array_equal(found.test, shots[4:]) and found.test_labels.tolist() == [1, 0]
+    assert load_images("someone/shots", size=5).train.shape == (4, 5, 5, 3)
+
+
+def test_a_set_of_the_hub_without_labels_has_one_class(monkeypatch):
+    import datasets
+
+    hub(monkeypatch, train=({"x": [Image.fromarray(x[..., 0]) for x in pictures(n=10)]}, {"x": datasets.Image()}))
+    found = load_images("someone/shots")
+    assert found.num_classes == 1 and found.shape == (1, 8, 8) and len(found.train) == 8 and len(found.test) == 2
+
+
+def test_a_set_of_the_hub_without_images_or_without_training_says_so(monkeypatch):
+    import datasets
+
+    hub(monkeypatch, train=({"text": ["a"]}, {"text": datasets.Value("string")}))
+    with pytest.raises(ValueError, match="no column of images, only text"):
+        load_images("someone/words")
+    hub(monkeypatch, test=({"x": [Image.fromarray(pictures()[0, ..., 0])]}, {"x": datasets.Image()}))
+    with pytest.raises(ValueError, match="no split train, only test"):
+        load_images("someone/shots")
+
+
 def test_folders_that_hold_no_set_say_so(tmp_path):
     (tmp_path / "cifar10").mkdir()
     for name, line in ((str(tmp_path), "CLASS/NAME.png"), ("cifar10", "does not hold")):
