@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.cells import cell
 from benchmarks.image_objectives import STEPS
-from benchmarks.images import RESULTS, config_of, image_cell, images_of, read_costs
+from benchmarks.images import RESULTS, config_of, image_cell, images_of, read_costs, short_name
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
 from eval.records import record, seeds_mean, write_records
@@ -31,14 +31,13 @@ from flowmap.objectives import InductiveMomentMatching, StateBatch
 from flowmap.rng import Rng
 from imm.data import Images
 from imm.model import ImageFlow
-from training.config import override, to_dict
+from training.config import to_dict
 from training.loop import train
 from training.tasks import build
 
 HERE = RESULTS / "claims"
 CLAIMS = ("told-s", "matched", "moments")
 KERNELS = ("laplace", "rbf", "energy")
-SNAPSHOTS = 24
 
 
 def main() -> None:
@@ -170,16 +169,11 @@ def moments(on: str, seeds: Sequence[int], steps: int, runs: Path, command: list
     """Snapshots of averaged weights through training; their paired-U MMD² on held-out images, their FID."""
     points: list[dict[str, Any]] = []
     for seed in seeds:
-        every = max(1, steps // SNAPSHOTS)
-        config = override(
-            config_of(on, "imm", seed, every * SNAPSHOTS),
-            training__checkpoint_every=every,
-            training__keep_checkpoints=SNAPSHOTS,
-        )
+        config = config_of(on, "imm", seed, steps)
 
         def measure(config: Any = config, seed: int = seed) -> list[dict[str, Any]]:
-            folder = runs / on / f"moments-{seed}"
-            train(config, folder, build)
+            folder = runs / on / short_name("imm", seed)
+            train(config, folder, build)  # where benchmarks.images trained it, there is nothing left to train
             images = images_of(config)
             scorer = ImageScorer(images)
             found = []

@@ -44,6 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow-matching, cosine": {"image__objective": "flow-matching", "image__path": "cosine"},
 }
 SCORED_IN_FULL = (1, 4, 8, 50)
+SNAPSHOTS = 24
+"""Of IMM's training, kept for benchmarks.claims."""
 
 
 def main() -> None:
@@ -90,7 +92,10 @@ def config_of(
     config = override(load_preset(str(PRESETS / f"_{on}.yaml")), image__conditional=False, **VARIANTS[name])
     assert config.image is not None
     objective = config.image.objective
-    made = {"image__time_scale": time_scale(objective), "image__options": options_of(objective, steps)}
+    made: dict[str, Any] = {"image__time_scale": time_scale(objective), "image__options": options_of(objective, steps)}
+    if name == "imm":
+        every = max(1, steps // SNAPSHOTS)
+        made |= {"training__checkpoint_every": every, "training__keep_checkpoints": SNAPSHOTS}
     return override(override(config, **made), **{**variant, "seed": seed, "training__steps": steps})
 
 
@@ -105,7 +110,7 @@ def image_cell(
     variant: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     config = config_of(on, name, seed, steps, variant)
-    short = cell_name(name.replace(", ", "-").replace(" ", "-"), seed, variant)
+    short = short_name(name, seed, variant)
 
     def measure() -> list[dict[str, Any]]:
         folder = runs / on / short
@@ -150,6 +155,11 @@ def image_cell(
         "in full": list(SCORED_IN_FULL), "network": VERSION,
     }  # fmt: skip
     return cell(RESULTS / f"{on}-{short}.json", inputs, command, measure, kept)
+
+
+def short_name(name: str, seed: int, variant: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Of a cell's file and of its run's folder."""
+    return cell_name(name.replace(", ", "-").replace(" ", "-"), seed, variant)
 
 
 def images_of(config: RunConfig) -> Images:
