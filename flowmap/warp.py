@@ -65,10 +65,39 @@ def pick(log_prob: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, log_prob.gather(-1, tokens[..., None]).squeeze(-1)
 
 
+PIECE = 128
+MANY = 32 * PIECE
+"""Tokens from which on a law is summed piece by piece."""
+
+
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token whose slice of [0, 1) holds the uniform. Tokens of probability 0 are never drawn."""
-    cdf = probs.cumsum(-1)
-    # uniform · total < total, so the search ends on a token that raised the sum
-    level = (uniform[..., None].to(cdf.dtype) * cdf[..., -1:]).contiguous()
-    level = torch.minimum(level, torch.nextafter(cdf[..., -1:], torch.zeros_like(level)))
-    return torch.searchsorted(cdf, level, right=True).squeeze(-1)
+    """The token whose slice of [0, 1) holds the uniform. Tokens of probability 0 are never drawn.
+
+    Of many tokens the piece is found first, by its sum, and then the token in it: one reading of the law, where a cumulative sum
+    would read it, write it, and be searched."""
+    size = probs.shape[-1]
+    if size < MANY:
+        return _search(probs.cumsum(-1), uniform)[0]
+    whole = size // PIECE * PIECE
+    sums = probs[..., :whole].unflatten(-1, (-1, PIECE)).sum(-1)
+    if whole < size:
+        sums = torch.cat([sums, probs[..., whole:].sum(-1, keepdim=True)], -1)
+    cdf = sums.cumsum(-1)
+    piece, level = _search(cdf, uniform)
+    before = torch.where(piece > 0, cdf.gather(-1, (piece[..., None] - 1).clamp_min(0))[..., 0], 0)
+    places = piece[..., None] * PIECE + torch.arange(PIECE, device=probs.device)
+    inside = probs.gather(-1, places.clamp_max(size - 1)) * (places < size)
+    own = inside.cumsum(-1)
+    return piece * PIECE + _below(own, level - before)[0]
+
+
+def _search(cdf: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    return _below(cdf, uniform.to(cdf.dtype) * cdf[..., -1])
+
+
+def _below(cdf: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """The first place whose sum is above the level, and the level, which is brought below the total: so the search ends on a
+    token that raised the sum."""
+    total = cdf[..., -1]
+    level = torch.minimum(level, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, level[..., None].contiguous(), right=True).squeeze(-1), level

@@ -127,29 +127,53 @@ class LatticeChain(ReadoutHead):
                 f"{tuple(noise.shape)}; give rng or Gumbels (N, K, V), or draw with sample"
             )
         size = self.size(block_size)
+        if noise is None:
+            if rng is None:
+                raise ValueError("sample_one_pass needs rng or noise")
+            return self.draw_one_pass(ctx, *self.one_pass_noise(ctx, rng, size), first)
         logits, lattice = self._slots(ctx, size)
         off = lattice.off(logits[:, 1:])
-        if noise is not None:
-            noise_1, gumbel = noise[:, 0], noise[:, 1:size].gather(-1, lattice.tokens)
-            jump, escape = (off + noise[:, 1:size]).max(-1)
-        elif rng is not None:
-            uniform = rng.uniform("one-pass", len(off), 2 * size - 1, dtype=torch.float64).to(off.device)
-            coin, escape = uniform[:, 1:size], inverse_cdf(off.softmax(-1), uniform[:, size:])
-            # 1 − u > 0: an escape too rare for the generator is never drawn
-            jump = torch.where((-coin).log1p() <= lattice.log_escape, torch.inf, -torch.inf)
-            uniforms = rng.uniform("one-pass/gumbel", *lattice.tokens.shape, dtype=torch.float64).to(off.device)
-            noise_1, gumbel = uniform[:, 0], (-(-uniforms.log()).log()).float()
-        else:
-            raise ValueError("sample_one_pass needs rng or noise")
-        token, told = first_token(logits[:, 0], Warp(), noise_1, first)
+        gumbels = noise[:, 1:size].gather(-1, lattice.tokens)
+        jump, escape = (off + noise[:, 1:size]).max(-1)
+        return self._composed(
+            logits, lattice, off, gumbels, jump, escape, first_token(logits[:, 0], Warp(), noise[:, 0], first)
+        )
 
+    def one_pass_noise(self, ctx: BlockContext, rng: Rng, size: int) -> tuple[Tensor, Tensor]:
+        """All that a draw of `size` tokens takes: (N, 2·size − 1) uniforms, of the first token, the coins and the escapes, and
+        (N, size − 1, C) Gumbels of the candidates."""
+        rows = len(ctx.hidden)
+        uniforms = rng.uniform("one-pass", rows, 2 * size - 1, dtype=torch.float64)
+        of_candidates = rng.uniform("one-pass/gumbel", rows, size - 1, self.candidates, dtype=torch.float64)
+        gumbels = (-(-of_candidates.log()).log()).float()
+        return uniforms.to(ctx.hidden.device), gumbels.to(ctx.hidden.device)
+
+    def draw_one_pass(self, ctx: BlockContext, uniforms: Tensor, gumbels: Tensor, first: Tensor | None = None) -> Draft:
+        """The block that `one_pass_noise` gives: a function of tensors alone, to be compiled."""
+        size = gumbels.shape[1] + 1
+        logits, lattice = self._slots(ctx, size)
+        off = lattice.off(logits[:, 1:])
+        coin, escape = uniforms[:, 1:size], inverse_cdf(off.exp(), uniforms[:, size:])
+        # 1 − u > 0: an escape too rare for the generator is never drawn
+        jump = torch.where((-coin).log1p() <= lattice.log_escape, torch.inf, -torch.inf)
+        return self._composed(
+            logits, lattice, off, gumbels, jump, escape, first_token(logits[:, 0], Warp(), uniforms[:, 0], first)
+        )
+
+    def _composed(
+        self, logits: Tensor, lattice: Lattice, off: Tensor, gumbels: Tensor, jump: Tensor, escape: Tensor,
+        first: tuple[Tensor, Tensor],
+    ) -> Draft:  # fmt: skip
+        """Of slots 2..K: gumbels of their candidates, the value of jumping off the lattice, (N, K−1), and where to; first: x_1 and
+        its log q."""
+        token, told = first
         states = torch.cat([lattice.tokens, escape[..., None]], -1)
         on = lattice.on(self.token(_previous(token, states)), self.readout)
         jump = jump[..., None, None].expand(*states.shape, 1)
-        reached = compose(torch.cat([on + gumbel[:, :, None], jump], -1).argmax(-1))[..., 0]
+        reached = compose(torch.cat([on + gumbels[:, :, None], jump], -1).argmax(-1))[..., 0]
         came_from = nn.functional.pad(reached, (1, 0))[:, :-1]
         row = on.take_along_dim(came_from[..., None, None], 2)[:, :, 0]
-        log_q = off.scatter(-1, lattice.tokens, row)
+        log_q = off.scatter_(-1, lattice.tokens, row)
         rest = states.take_along_dim(reached[..., None], -1)
         told = torch.cat([told[:, None], log_q.gather(-1, rest)[..., 0]], 1)
         tokens = torch.cat([token[:, None], rest[..., 0]], 1)

@@ -61,7 +61,7 @@ class Lattice:
     def off(self, logits: Tensor) -> Tensor:
         """logits: (..., V), U → log q off the lattice, −inf on it."""
         off = logits + (self.log_escape - self.outside)[..., None]
-        return off.scatter(-1, self.tokens, -torch.inf)
+        return off.scatter_(-1, self.tokens, -torch.inf)
 
     def on(self, correction: Tensor, readout: Tensor) -> Tensor:
         """correction: (..., A, ρ), A values of a → log q on the lattice, (..., A, C)."""
