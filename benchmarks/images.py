@@ -21,15 +21,17 @@ from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
 from benchmarks.costs import measure_costs, seconds_of_a_step
-from benchmarks.image_objectives import EULER_STEPS, STEPS, counts_of, options_of, time_scale
+from benchmarks.image_objectives import EULER_STEPS, FIELDS, STEPS, counts_of, options_of
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
 from eval.records import record, seeds_mean
 from flowmap.backbone import VERSION
+from flowmap.objectives import OBJECTIVES as KNOWN
 from imm.data import Images, load_images
 from training.config import PRESETS, RunConfig, load_preset, override, to_dict
 from training.image_task import build
 from training.loop import train
+from training.run_dir import RunDir
 from training.tasks import build as build_task
 
 RESULTS = Path(__file__).parent / "results" / "images"
@@ -92,7 +94,9 @@ def config_of(
     config = override(load_preset(str(PRESETS / f"_{on}.yaml")), image__conditional=False, **VARIANTS[name])
     assert config.image is not None
     objective = config.image.objective
-    made: dict[str, Any] = {"image__time_scale": time_scale(objective), "image__options": options_of(objective, steps)}
+    made: dict[str, Any] = {
+        "image__time_scale": KNOWN[objective].time_scale, "image__options": options_of(objective, steps), **FIELDS.get(objective, {}),
+    }  # fmt: skip
     if name == "imm":
         every = max(1, steps // SNAPSHOTS)
         made |= {"training__checkpoint_every": every, "training__keep_checkpoints": SNAPSHOTS}
@@ -115,6 +119,7 @@ def image_cell(
     def measure() -> list[dict[str, Any]]:
         folder = runs / on / short
         train(config, folder, build_task)
+        spent = RunDir(folder).cpu_seconds()
         run, images = load_image_run(str(folder)), images_of(config)
         scorer, num = ImageScorer(images), min(len(images.train), 5000)
         records = [{**r, "beside": name} for r in scorer.floors(num)]
@@ -126,11 +131,9 @@ def image_cell(
                 "steps": count, "nfe": drawn.nfe, "sampler": sampler, "dtype": "float32", "ema": config.training.ema,
             }  # fmt: skip
             more: dict[str, Any] = {
-                "contract": contract,
-                "train_seed": seed,
-                "sample_seed": seed,
-                "trained_steps": steps,
-            }
+                "contract": contract, "train_seed": seed, "sample_seed": seed, "trained_steps": steps,
+                "training_cpu_seconds": spent,
+            }  # fmt: skip
             if count in SCORED_IN_FULL:
                 records += scorer.score(drawn.pixels, name, **more)
             else:
@@ -174,8 +177,8 @@ def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:
     print(f"\n{on}: FID of training images {floors['train']:.2f}, resampled {floors['train-resampled']:.2f}; ", end="")
     print(f"test images lie {near[0]:.3f} from the nearest of train")
     heads = [f"{count} steps" for count in STEPS]
-    print(f"| objective | sampler | training steps | {' | '.join(heads)} | nearest train, 1 / 4 / 8 / 50 steps |")
-    print("|---" * (len(STEPS) + 4) + "|")
+    print(f"| objective | sampler | training steps | CPU s | {' | '.join(heads)} | nearest train, 1 / 4 / 8 / 50 steps |")
+    print("|---" * (len(STEPS) + 5) + "|")
     own = [r for r in records if "beside" not in r]
     for name, sampler in dict.fromkeys((r["subject"], r["contract"]["sampler"]) for r in own):
         rows = [r for r in own if (r["subject"], r["contract"]["sampler"]) == (name, sampler)]
@@ -190,7 +193,8 @@ def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:
 
         cells = [value("classifier_fid", count, 1 if on != "digits" else 2) for count in STEPS]
         nearest = " / ".join(value("nearest_train_distance", count, 3) for count in SCORED_IN_FULL)
-        print(f"| {name} | {sampler} | {rows[0]['trained_steps']} | {' | '.join(cells)} | {nearest} |")
+        spent = sum(r["training_cpu_seconds"] for r in rows) / len(rows)
+        print(f"| {name} | {sampler} | {rows[0]['trained_steps']} | {spent:.0f} | {' | '.join(cells)} | {nearest} |")
 
 
 if __name__ == "__main__":

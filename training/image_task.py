@@ -50,8 +50,9 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             most_steps=objective.most_steps,
             backbone={
                 name: getattr(plan, name)
-                for name in ("width", "depth", "heads", "positions", "time_scale", "embed", "use_s", "attention")
-            },
+                for name in ("width", "depth", "heads", "positions", "embed", "use_s", "attention")
+            }
+            | {"time_scale": plan.time_scale or objective.time_scale},
         )
     )
     size = config.training.batch_size

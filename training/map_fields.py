@@ -25,7 +25,8 @@ class ImageConfig:
     """flow-matching, imm, shortcut, mean-flow, improved-mean-flow, lagrangian, eulerian, progressive, consistency,
     continuous-consistency, trajectory, terminal-velocity, alpha-flow, drifting, energy, or your own as module:Class"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
-    """the objective's own: k, group_size, kernel, diagonal, power, times (uniform or logit-normal), …; low_discrepancy true:
+    """the objective's own: k, group_size, kernel, diagonal, power, times and spans, of t alone and of t and s (uniform or
+    logit-normal), …; low_discrepancy true:
     times spread evenly over the batch"""
     path: Literal["linear", "cosine"] = "linear"
     """between image and noise"""
@@ -38,8 +39,9 @@ class ImageConfig:
     heads: Count = 4
     positions: Literal["learned", "rope", "learned-2d", "rope-2d", "none"] = "learned-2d"
     """how patches know their place"""
-    time_scale: Size = 1000.0
-    """of the time embeddings: 1000 tells near times apart; a few units are smooth, for objectives with derivatives"""
+    time_scale: Size | None = None
+    """of the time embeddings: 1000 tells near times apart; a few units are smooth, for objectives with derivatives; default: the
+    objective's own"""
     embed: Literal["s", "t-s"] = "s"
     """what the second time embedding is given"""
     use_s: bool = True

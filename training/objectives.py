@@ -26,7 +26,7 @@ def build_objective(
     known: dict[str, type[Objective]],
     laws: Laws = TIMES,
 ) -> Objective:
-    """section: of the configuration, for what is said of a mistake. The option `times` is the name of one of laws;
+    """section: of the configuration, for what is said of a mistake. The options `times` and `spans` are names of laws;
     `low_discrepancy`, of any objective with times, spreads them evenly over the global batch."""
     if is_own(plan.objective):
         known = {**known, plan.objective: own_class(plan.objective, Objective)}
@@ -35,10 +35,10 @@ def build_objective(
     kind = known[plan.objective]
     options: dict[str, Any] = dict(plan.options)
     even = options.pop("low_discrepancy", False)
-    if "times" in options:
-        if options["times"] not in laws:
-            raise ValueError(f"{section}.options times {options['times']!r}: known are {', '.join(laws)}")
-        options["times"] = laws[options["times"]]()
+    for law in {"times", "spans"} & set(options):
+        if options[law] not in laws:
+            raise ValueError(f"{section}.options {law} {options[law]!r}: known are {', '.join(laws)}")
+        options[law] = laws[options[law]]()
     takes: dict[str, Any] = {}
     for maker in (vars(k)["__init__"] for k in kind.__mro__ if "__init__" in vars(k)):
         parameters = inspect.signature(maker).parameters

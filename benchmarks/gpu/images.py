@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.fit_map import fit_map
-from benchmarks.image_objectives import STEPS, counts_of, options_of, time_scale
+from benchmarks.image_objectives import STEPS, counts_of, options_of
 from eval.images.classifier import load_classifier
 from eval.images.grid import write_grid
 from eval.records import record, write_records
@@ -107,7 +107,7 @@ def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[I
         shift=images.scaling.shift, scale=images.scaling.scale, t_max=getattr(objective, "t_max", 1.0), sampler=objective.sampler, most_steps=objective.most_steps,
         backbone={
             "width": args.width, "depth": args.depth, "heads": args.width // 64 or 1,
-            "time_scale": time_scale(name),
+            "time_scale": objective.time_scale,
         },
     )  # fmt: skip
     model = ImageFlow(config).to(device)

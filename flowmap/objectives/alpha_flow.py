@@ -22,8 +22,9 @@ class AlphaFlow(TwoTime):
         start: int = 0,
         end: int = 3000,
         lowest: float = 0.05,
+        spans: TimeLaw | None = None,
     ) -> None:
-        super().__init__(diagonal, times or LogitNormal(), power)
+        super().__init__(diagonal, times or LogitNormal(), power, spans=spans)
         self.start, self.end, self.lowest = start, end, lowest
 
     def alpha(self, step: int) -> float:

@@ -53,6 +53,8 @@ class Objective(nn.Module):
     low_discrepancy: times are spread evenly over the global batch (`Rng.place`); spreads: whether they can be, where a method
     takes no law of times.
     sampler: of `flowmap.samplers`, by which what it trains is drawn from; most_steps: of that sampler, None for any number.
+    time_scale: of the network's time embeddings, unless told otherwise: 1000 tells near times apart, a few units are smooth, for
+    what differentiates in time or walks through it in small steps.
     """
 
     coupling: ClassVar[Literal["sample", "group", "batch"]] = "sample"
@@ -60,6 +62,7 @@ class Objective(nn.Module):
     spreads: ClassVar[bool] = False
     sampler: ClassVar[str] = "pushforward"
     most_steps: ClassVar[int | None] = None
+    time_scale: ClassVar[float] = 1000.0
     group_size: int = 1
     teacher_decay: float | None = None
     low_discrepancy: bool = False

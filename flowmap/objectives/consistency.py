@@ -1,14 +1,15 @@
 """Easy consistency tuning, ECT (2406.14548): D(x_t) = X_{t→0}(x_t) at two near times of one pair agree.
 
-    L = (√(‖D(x_t) − sg D(x_r)‖² + c²) − c)/(t−r),   r = t·(1 − n(t)/q^a),  n(t) = 1 + k·sigmoid(−b·t),  a = ⌈step/d⌉
+    L = (√(‖D(x_t) − sg D(x_r)‖² + c²) − c)/(ς_t−ς_r),   ς_r = ς_t·(1 − n/q^a),  n = 1 + k·sigmoid(−b·ς_t),  a = ⌈step/d⌉
 
-D(x_0) = x_0 at r = 0, so the first stage is plain denoising and r closes in on t stage by stage.
+ς = ν·σ/α is the noise beside data of full size, the time of that paper. D(x_0) = x_0 at r = 0, so the first stage is plain denoising and r closes in on t stage by stage.
 The same x_0 and ε at both times; c = 0.00054·√D (2310.14189). The gradient at the exact map is O(t−r) for a large c.
 """
 
 import torch
 
 from flowmap.objectives.base import Loss, Objective, StateBatch
+from flowmap.path import Path
 from flowmap.rng import Rng
 from flowmap.times import LogitNormal, TimeLaw
 
@@ -30,13 +31,16 @@ class Consistency(Objective):
         self.times, self.q, self.k, self.b, self.stage, self.stages = times or LogitNormal(), q, k, b, stage, stages
         self.huber = huber
 
-    def earlier(self, t: torch.Tensor, step: int) -> torch.Tensor:
+    def earlier(self, path: Path, t: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(r, ς_t − ς_r)."""
+        noise = path.noise_scale * path.ratio(t)
         a = min(self.stages, step // self.stage + 1)
-        return t * (1 - (1 + self.k * torch.sigmoid(-self.b * t)) / self.q**a).clamp_min(0)
+        less = noise * (1 - (1 + self.k * torch.sigmoid(-self.b * noise)) / self.q**a).clamp_min(0)
+        return path.from_ratio(less / path.noise_scale), noise - less
 
     def forward(self, model, batch: StateBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         t = self.times.draw(rng, "t", batch.size).to(batch.x_0)
-        r, zero = self.earlier(t, step), torch.zeros_like(t)
+        (r, apart), zero = self.earlier(model.path, t, step), torch.zeros_like(t)
         eps = model.path.draw_noise(rng, "eps", batch.x_0)
         x_t, x_r = (model.path.noise(batch.x_0, eps, at) for at in (t, r))
         with torch.no_grad():
@@ -44,6 +48,6 @@ class Consistency(Objective):
         delta = model.jump(x_t, t, zero, batch.context) - target
         delta = delta.to(torch.promote_types(delta.dtype, torch.float32)).flatten(1)
         c = self.huber * delta.shape[1] ** 0.5
-        error = ((delta.square().sum(1) + c**2).sqrt() - c) / (t - r).clamp_min(1e-4)
+        error = ((delta.square().sum(1) + c**2).sqrt() - c) / apart.clamp_min(1e-4)
         count = torch.tensor(float(batch.size), device=t.device)
         return Loss(error.sum(), count, {"consistency": (error.sum().detach(), count)})

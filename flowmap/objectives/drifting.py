@@ -28,6 +28,8 @@ class Drifting(Objective):
     def forward(self, model, batch: StateBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         if batch.size % self.group_size:
             raise ValueError(f"a slice of {batch.size} does not hold whole groups of {self.group_size}")
+        if batch.context is not None and batch.context.label is not None:
+            raise ValueError("drifting draws samples to the data of a whole group, whatever their class: train it without classes")
         one = batch.x_0.new_ones(batch.size)
         made = model.jump(model.path.draw_noise(rng, "eps", batch.x_0), one, 0 * one, batch.context)
         with torch.no_grad():
@@ -35,7 +37,8 @@ class Drifting(Objective):
                 part.to(torch.promote_types(part.dtype, torch.float32)).flatten(1).unflatten(0, (-1, self.group_size))
                 for part in (made, batch.x_0)
             )
-            field = self.field(*groups).reshape(made.shape)
+            with torch.autocast(made.device.type, enabled=False):
+                field = self.field(*groups).reshape(made.shape)
         error = mean_square(made - (made.detach() + field))
         count = torch.tensor(float(batch.size), device=error.device)
         return Loss(error.sum(), count, {"drift": (error.sum().detach(), count)})

@@ -11,6 +11,7 @@ from flowmap.times import TimeLaw
 
 class FlowMatching(TwoTime):
     sampler = "euler"
+    time_scale = 1000.0
 
     def __init__(self, times: TimeLaw | None = None) -> None:
         super().__init__(diagonal=1.0, times=times)

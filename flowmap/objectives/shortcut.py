@@ -19,6 +19,7 @@ HALVINGS = 7
 class Shortcut(TwoTime):
     teacher_decay = 0.999
     sampler = "shortcut"
+    time_scale = 1000.0
 
     def __init__(self, diagonal: float = 0.875, times: TimeLaw | None = None, clip: float = 4.0) -> None:
         super().__init__(diagonal, times)

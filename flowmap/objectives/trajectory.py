@@ -12,6 +12,7 @@ from flowmap.objectives.two_time import Noised, TwoTime
 
 class Trajectory(TwoTime):
     teacher_decay = 0.999
+    linear = False
 
     def __init__(self, *args, pieces: int = 8, **more) -> None:
         super().__init__(*args, **more)

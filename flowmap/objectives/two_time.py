@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmap.objectives.base import Loss, Objective, StateBatch, mean_square
-from flowmap.path import expand
+from flowmap.path import LinearPath, expand
 from flowmap.rng import Rng
 from flowmap.times import TimeLaw, Uniform, ordered_pair
 
@@ -46,8 +46,12 @@ class Noised:
 
 
 class TwoTime(Objective):
-    """diagonal: share of the samples with s = t. times: law of t and s. power, floor: p and c of the adaptive weight.
-    learned_weight: the log-weight ω instead."""
+    """diagonal: share of the samples with s = t. times: law of t there; spans: of t and s off it, default the same. power, floor: p and c of the adaptive weight.
+    learned_weight: the log-weight ω instead. linear: whether the residual rests on identities of the linear path, where
+    v is the derivative of the jump."""
+
+    linear = True
+    time_scale = 4.0
 
     def __init__(
         self,
@@ -56,20 +60,24 @@ class TwoTime(Objective):
         power: float = 0.0,
         floor: float = 1e-3,
         learned_weight: bool = False,
+        spans: TimeLaw | None = None,
     ) -> None:
         super().__init__()
         self.diagonal, self.times, self.power, self.floor = diagonal, times or Uniform(), power, floor
+        self.spans = spans
         self.log_weight = LogWeight() if learned_weight else None
 
     def pair(self, rng: Rng, count: int, step: int) -> tuple[Tensor, Tensor]:
         """(t, s) off the diagonal."""
-        return ordered_pair(self.times, rng, count)
+        return ordered_pair(self.spans or self.times, rng, count)
 
     def residual(self, model: Any, teacher: Any, x: Noised, step: int) -> Tensor:
         """Δ off the diagonal, (rows, *state). teacher: the averaged network, or the model itself."""
         raise NotImplementedError
 
     def forward(self, model, batch: StateBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
+        if self.linear and self.diagonal < 1 and not isinstance(model.path, LinearPath):
+            raise ValueError(f"{type(self).__name__} uses identities of the linear path, not of {model.path}")
         count = batch.size
         on_diagonal = rng.uniform("diagonal", count) < self.diagonal
         t = s = self.times.draw(rng, "t", count).to(batch.x_0)

@@ -119,6 +119,23 @@ def test_a_cache_stands_for_the_states_before(positions):
     assert cache.get_seq_length() == 8
 
 
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_cache_stands_for_a_prefix_too(positions):
+    network, prefix = build(positions=positions), CONTEXT.prefix.shape[1]
+    mask = torch.ones(prefix + 8, prefix + 8, dtype=torch.bool)
+    mask[: prefix + 5, prefix + 5 :] = False
+    whole = network(X, T, T, CONTEXT, mask=mask)
+    cache = DynamicCache()
+    first = network(X[:, :5], T, T, CONTEXT, cache=cache)
+    told = dataclasses.replace(CONTEXT, prefix=None)
+    if positions in ("learned", "learned-2d", "rope-2d"):
+        with pytest.raises(ValueError, match="say where the states stand"):
+            network(X[:, 5:], T, T, told, cache=cache)
+    places = None if positions == "rope" else torch.arange(5, 8)
+    second = network(X[:, 5:], T, T, told, cache=cache, places=places)
+    assert torch.allclose(torch.cat([first, second], 1), whole, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_backends_agree(name, masked):

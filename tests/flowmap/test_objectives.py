@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 
+from flowmap.backbone import Backbone, BackboneConfig, Context
+from flowmap.maps import FlowMap
 from flowmap.objectives import (
     OBJECTIVES,
     AlphaFlow,
@@ -24,6 +26,7 @@ from flowmap.objectives import (
 )
 from flowmap.objectives.base import derivative
 from flowmap.objectives.two_time import Noised
+from flowmap.path import CosinePath
 from flowmap.rng import Rng
 from flowmap.times import Uniform
 from tests.flowmap.oracles import GaussianMap, Mixture, gaussian
@@ -167,9 +170,9 @@ def _imm(objective, model, fixed, x_0, rng):
 
 def _consistency(objective, model, fixed, x_0, rng):
     t, eps = objective.times.draw(rng, "t", len(x_0)).to(x_0), model.path.draw_noise(rng, "eps", x_0)
-    r = objective.earlier(t, 0)
+    r, apart = objective.earlier(model.path, t, 0)
     ahead, behind = (m.jump(model.path.noise(x_0, eps, at), at, 0 * t) for m, at in ((model, t), (fixed, r)))
-    return (((ahead - behind).square().sum(1) + 0.00054**2).sqrt() / (t - r)).sum()
+    return (((ahead - behind).square().sum(1) + 0.00054**2).sqrt() / apart).sum()
 
 
 def _drifting(objective, model, fixed, x_0, rng):
@@ -281,6 +284,29 @@ def test_drift_vanishes_between_samples_of_one_law_and_points_at_data_otherwise(
     assert (drifting.field(away, y) > 0).double().mean() > 0.95
     scaled = Drifting(group_size=512, temperatures=(0.2,)).field(away, y)
     assert scaled.square().mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["lagrangian", "eulerian", "mean-flow", "improved-mean-flow", "shortcut", "progressive", "alpha-flow", "continuous-consistency", "terminal-velocity"])
+def test_identities_of_the_linear_path_are_not_used_on_another(name):
+    model = FlowMap(Backbone(BackboneConfig(state_size=1, width=8, depth=1, heads=1)), CosinePath(noise_scale=0.5))
+    with pytest.raises(ValueError, match="identities of the linear path"):
+        OBJECTIVES[name]()(model, StateBatch(torch.zeros(8, 1, 1)), rng=Rng(0, torch.arange(8)), step=0)
+
+
+def test_drifting_says_that_it_knows_no_classes():
+    batch = StateBatch(gaussian(64), Context(label=torch.zeros(64, dtype=torch.long)))
+    with pytest.raises(ValueError, match="without classes"):
+        Drifting()(GaussianMap(), batch, rng=Rng(0, torch.arange(64)), step=0)
+
+
+def test_consistency_steps_back_in_the_noise_of_its_paper():
+    path, objective = GaussianMap().path, Consistency(stage=10, stages=3)
+    t = torch.tensor([0.2, 0.5, 0.9, 0.99], dtype=torch.float64)
+    noise = t / (1 - t)  # ν = 1
+    for step, a in ((0, 1), (15, 2), (500, 3)):
+        r, apart = objective.earlier(path, t, step)
+        expected = noise * (1 - (1 + 8 * torch.sigmoid(-noise)) / 2.0**a).clamp_min(0)
+        assert torch.allclose(r / (1 - r), expected) and torch.allclose(apart, noise - expected)
 
 
 def test_alpha_falls_from_one_to_its_floor():

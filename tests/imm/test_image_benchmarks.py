@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.claims import by_seed, matching_steps, ratios
-from benchmarks.image_objectives import EULER_STEPS, STEPS, counts_of, options_of, time_scale
+from benchmarks.image_objectives import EULER_STEPS, STEPS, counts_of, options_of
 from benchmarks.images import OBJECTIVES, VARIANTS, config_of, images_of
 from flowmap.objectives import OBJECTIVES as KNOWN
 from flowmap.samplers import SAMPLERS
@@ -30,7 +30,7 @@ def test_what_is_paced_runs_its_course_over_the_training():
     assert options_of("alpha-flow", 1000) == {"end": 1000} and options_of("consistency", 1000) == {"stage": 125}
     assert options_of("imm", 7) == {"k": 12, "group_size": 4, "weighted": False} and options_of("energy", 7) == {}
     config = config_of("digits", "continuous-consistency", 3, 400, {"optimizer__lr": 0.5})
-    assert config.image.options == {"warmup": 100} and config.image.time_scale == time_scale("mean-flow") == 4.0
+    assert config.image.options == {"warmup": 100} and config.image.time_scale == KNOWN["mean-flow"].time_scale == 4.0
     assert (config.seed, config.training.steps, config.optimizer.lr) == (3, 400, 0.5)
     assert config_of("digits", "imm, s zeroed", 0).image.use_s is False and len(VARIANTS) == len(OBJECTIVES) + 3
 
