@@ -176,7 +176,11 @@ def moments(on: str, seeds: Sequence[int], steps: int, runs: Path, command: list
                 at = {"trained_steps": int(path.name[5:])}
                 for kernel in KERNELS:
                     value = held_out_mmd(model, images, kernel)
-                    found.append(record("mmd", value, unit="MMD²", kernel=kernel, n=min(len(images.test), MOMENTS), **common, **at))
+                    found.append(
+                        record(
+                            "mmd", value, unit="MMD²", kernel=kernel, n=min(len(images.test), MOMENTS), **common, **at
+                        )
+                    )
                 for count in (1, 4):
                     value = scorer.fid(draw_images(model, min(len(images.train), 5000), count, seed=seed).pixels)
                     contract = {"steps": count, "nfe": count, "sampler": "pushforward", "dtype": "float32"}

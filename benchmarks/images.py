@@ -177,7 +177,9 @@ def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:
     print(f"\n{on}: FID of training images {floors['train']:.2f}, resampled {floors['train-resampled']:.2f}; ", end="")
     print(f"test images lie {near[0]:.3f} from the nearest of train")
     heads = [f"{count} steps" for count in STEPS]
-    print(f"| objective | sampler | training steps | CPU s | {' | '.join(heads)} | nearest train, 1 / 4 / 8 / 50 steps |")
+    print(
+        f"| objective | sampler | training steps | CPU s | {' | '.join(heads)} | nearest train, 1 / 4 / 8 / 50 steps |"
+    )
     print("|---" * (len(STEPS) + 5) + "|")
     own = [r for r in records if "beside" not in r]
     for name, sampler in dict.fromkeys((r["subject"], r["contract"]["sampler"]) for r in own):

@@ -46,7 +46,13 @@ def main() -> None:
             seconds = interleaved(draws, args.rounds, f"K = {block}, batch {batch}")
         for way in ("eager", "compiled"):
             ratio = pair_ratio(seconds[f"serial, {way}"], seconds[f"one pass, {way}"])
-            contract = {"dtype": "bfloat16", "batch": batch, "block": block, "candidates": args.candidates, "compiled": way == "compiled"}
+            contract = {
+                "dtype": "bfloat16",
+                "batch": batch,
+                "block": block,
+                "candidates": args.candidates,
+                "compiled": way == "compiled",
+            }
             records.append(
                 record(
                     "latency", 1 / ratio.value, on=args.reference, subject="lattice-chain, one pass", kind="estimate",

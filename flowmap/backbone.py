@@ -128,7 +128,9 @@ class Backbone(nn.Module):
         past = cache.get_seq_length() if cache is not None else 0
         if places is None:
             if past and self.config.prefix_size and self.config.positions in ("learned", "learned-2d", "rope-2d"):
-                raise ValueError("behind a cache that may hold a prefix, which has no place of its own, say where the states stand: places")
+                raise ValueError(
+                    "behind a cache that may hold a prefix, which has no place of its own, say where the states stand: places"
+                )
             end = past + x.shape[1]
             if self.learned is not None and end > self.learned.held:
                 raise ValueError(f"{end} states, but positions for {self.learned.held}")

@@ -6,6 +6,7 @@ one shift and one scale for all channels: a linear path wants data of one known 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,7 +90,7 @@ def load_images(name: str, root: str | None = None, size: int | None = None, sel
     train, test = (s if s.images.shape[3] == channels else _coloured(s, channels) for s in (train, test))
     parts = (train.images, train.labels.astype(np.int64), test.images, test.labels.astype(np.int64))
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-    return Images(*parts, num_classes, name, _fingerprint(parts), "selection" if selection else "test")
+    return Images(*parts, num_classes, name, fingerprint(parts), "selection" if selection else "test")
 
 
 def hold_out(split: Split) -> tuple[Split, Split]:
@@ -112,7 +113,7 @@ def _coloured(split: Split, channels: int) -> Split:
     return Split(split.images.repeat(channels, 3), split.labels)
 
 
-def _fingerprint(parts: tuple[np.ndarray, ...]) -> str:
+def fingerprint(parts: Sequence[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr((part.dtype.str, part.shape)).encode())

@@ -30,9 +30,11 @@ def fit_map(
     project: bool = False,
     begin: Callable[[float], object] | None = None,
     full_precision: bool = False,
+    paced: int | None = None,
 ) -> tuple[nn.Module, int]:
     """model: the map, on its device. batch_of(step, rng): `size` samples there. steps: at most. warmup: steps, then a cosine over
-    the time; 0: a constant rate. begin: before each step, with the share of the time that is over. → averaged weights, steps."""
+    the time; 0: a constant rate. begin: before each step, with the share of the time that is over. paced: the number of steps that the
+    objective is to think there are, so that what is scheduled ends with the time; None: it is told them as they are. → averaged weights, steps."""
     device = next(model.parameters()).device
     objective.to(device)
     model.train()
@@ -52,7 +54,8 @@ def fit_map(
             begin(done)
         rng = Rng(seed, samples, step, spread)
         with torch.autocast(device.type, torch.bfloat16, enabled=not full_precision):
-            loss = objective(model, batch_of(step, rng), teacher=teacher, rng=rng, step=step)
+            told = step if paced is None else int(done * paced)
+            loss = objective(model, batch_of(step, rng), teacher=teacher, rng=rng, step=told)
         if projection is None:
             loss.sum.backward()
         else:

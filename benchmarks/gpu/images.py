@@ -3,12 +3,14 @@
     python -m benchmarks.gpu.images --prepare .gpu/cifar10.npz          once, where the set lies (LEAPLM_DATA)
     python -m benchmarks.gpu.images --data .gpu/cifar10.npz --out images.json --objectives imm flow-matching
 
-Four objectives of 80 seconds end within 8 minutes, features and samples included. Imports torch, transformers,
+Four objectives of 80 seconds end within 8 minutes, features and samples included; none is begun after --limit. Beside each FID stands
+what training images score, and what they score drawn with repetition; beside the nearest training image of a sample that of a test image. Imports torch, transformers,
 safetensors, numpy and the packages of this project that need no more.
 """
 
 import argparse
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,18 @@ import torch
 from benchmarks.gpu.fit_map import fit_map
 from benchmarks.image_objectives import STEPS, counts_of, options_of
 from eval.images.classifier import load_classifier
+from eval.images.distances import nearest
 from eval.images.grid import write_grid
 from eval.records import record, write_records
 from flowmap.backbone import Context
 from flowmap.objectives import OBJECTIVES, StateBatch
 from flowmap.rng import Rng
 from flowmap.samplers import Guided, sample, uniform_times
-from imm.data import Images, load_images
+from imm.data import Images, fingerprint, load_images
 from imm.model import ImageFlow, ImageFlowConfig
 
 PICTURES = find_spec("PIL") is not None  # the one thing that is left out where it is not
+PACED = 1000  # what is scheduled is told a thousandth of the time for a step
 NAMES = ("flow-matching", "imm", "lagrangian", "progressive")
 
 
@@ -41,9 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--objectives", nargs="+", default=NAMES, choices=list(OBJECTIVES))
     parser.add_argument("--seconds", type=float, default=80.0, help="of training, for each objective")
-    parser.add_argument(
-        "--paced", type=int, default=2000, help="steps that a training is taken to have, by what is paced"
-    )
+    parser.add_argument("--limit", type=float, default=400.0, help="seconds after which no further objective is begun")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--patch", type=int, default=2)
@@ -55,29 +57,55 @@ def main() -> None:
         return prepare(args.prepare, args.name, args.keep)
     if not args.data or not args.out:
         parser.error("--data and --out are needed, or --prepare")
+    start = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     images = read(args.data)
     classifier = load_classifier(images)
     real = classifier(images.test)[0].double()
-    records = []
+    records = floors(images, classifier, real, args)
     for name in args.objectives:
+        if time.monotonic() - start > args.limit:
+            print(f"left out, since {args.limit:g} s are over: {name}", flush=True)
+            continue
         model, steps = train(name, images, args, device)
         for count in counts_of(model.config.sampler, model.config.most_steps, STEPS):
             pixels, nfe = draw(model, count, args, device)
             value = frechet(classifier(pixels)[0].double(), real)
+            near = float(nearest(flat(pixels), flat(images.train)).mean())
             contract = {"steps": count, "nfe": nfe, "sampler": model.config.sampler, "dtype": "bfloat16", "ema": 0.999}
-            records.append(
+            records += [
                 record(
-                    "classifier_fid", value, on=images.name, subject=name, unit="FID", kind="estimate", n=len(pixels),
-                    contract=contract, train_seed=args.seed, trained_steps=steps, split="test",
-                    classifier=classifier.digest,
+                    metric, found, on=images.name, subject=name, unit=unit, kind="estimate", n=len(pixels),
+                    contract=contract, train_seed=args.seed, trained_steps=steps, split="test", classifier=classifier.digest,
                 )
-            )  # fmt: skip
+                for metric, found, unit in (("classifier_fid", value, "FID"), ("nearest_train_distance", near, "L2"))
+            ]  # fmt: skip
             print(f"{name}: {count} steps, FID {value:.2f}, after {steps} training steps", flush=True)
             write_records(args.out, ["python", "-m", "benchmarks.gpu.images", *sys.argv[1:]], records)
             if count in (1, 4) and PICTURES:
                 write_grid(args.out.with_name(f"{name}-{count}.png"), pixels[:100], 10, 2)
+
+
+def floors(images: Images, classifier: Any, real: torch.Tensor, args: Any) -> list[dict[str, Any]]:
+    """What the set itself would score in the samples' place."""
+    rng = Rng(args.seed)
+    some = images.train[torch.randperm(len(images.train), generator=torch.Generator().manual_seed(0)).numpy()[: args.num]]
+    again = images.train[(rng.uniform("again", args.num, dtype=torch.float64) * len(images.train)).long().numpy()]
+    near = float(nearest(flat(images.test[: args.num]), flat(images.train)).mean())
+    fids = {"train": some, "train-resampled": again}
+    common: dict[str, Any] = {"on": images.name, "kind": "estimate", "split": "test", "n": args.num}
+    return [
+        *(
+            record("classifier_fid", frechet(classifier(x)[0].double(), real), subject=name, unit="FID", **common)
+            for name, x in fids.items()
+        ),
+        record("nearest_train_distance", near, subject="test", unit="L2", **common),
+    ]
+
+
+def flat(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.reshape(len(pixels), -1)).float() / 255
 
 
 def prepare(file: Path, name: str, keep: int) -> None:
@@ -94,12 +122,12 @@ def read(file: Path) -> Images:
     found = np.load(file)
     arrays = [found[f] for f in ("train", "train_labels", "test", "test_labels")]
     name, classes = str(found["name"]), int(arrays[1].max()) + 1
-    return Images(*arrays, classes, name, f"{name}-{len(arrays[0])}")
+    return Images(*arrays, classes, name, fingerprint(arrays))
 
 
 def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[ImageFlow, int]:
     """For the given time; returns the averaged weights and how many steps there were."""
-    objective = OBJECTIVES[name](**options_of(name, args.paced))
+    objective = OBJECTIVES[name](**options_of(name, PACED))
     channels, height, width = images.shape
     torch.manual_seed(args.seed)
     config = ImageFlowConfig(  # type: ignore[call-arg]
@@ -119,7 +147,7 @@ def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[I
         told = torch.where(rng.uniform("drop", args.batch) < 0.1, images.num_classes, labels[rows])
         return StateBatch(data[rows], Context(label=told))
 
-    average, steps = fit_map(model.map, objective, batch_of, args.batch, args.seconds, 4e-4, args.seed)
+    average, steps = fit_map(model.map, objective, batch_of, args.batch, args.seconds, 4e-4, args.seed, paced=PACED)
     model.map.load_state_dict(average.state_dict())
     return model.eval(), steps
 

@@ -29,7 +29,9 @@ class Drifting(Objective):
         if batch.size % self.group_size:
             raise ValueError(f"a slice of {batch.size} does not hold whole groups of {self.group_size}")
         if batch.context is not None and batch.context.label is not None:
-            raise ValueError("drifting draws samples to the data of a whole group, whatever their class: train it without classes")
+            raise ValueError(
+                "drifting draws samples to the data of a whole group, whatever their class: train it without classes"
+            )
         one = batch.x_0.new_ones(batch.size)
         made = model.jump(model.path.draw_noise(rng, "eps", batch.x_0), one, 0 * one, batch.context)
         with torch.no_grad():

@@ -286,7 +286,20 @@ def test_drift_vanishes_between_samples_of_one_law_and_points_at_data_otherwise(
     assert scaled.square().mean() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", ["lagrangian", "eulerian", "mean-flow", "improved-mean-flow", "shortcut", "progressive", "alpha-flow", "continuous-consistency", "terminal-velocity"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lagrangian",
+        "eulerian",
+        "mean-flow",
+        "improved-mean-flow",
+        "shortcut",
+        "progressive",
+        "alpha-flow",
+        "continuous-consistency",
+        "terminal-velocity",
+    ],
+)
 def test_identities_of_the_linear_path_are_not_used_on_another(name):
     model = FlowMap(Backbone(BackboneConfig(state_size=1, width=8, depth=1, heads=1)), CosinePath(noise_scale=0.5))
     with pytest.raises(ValueError, match="identities of the linear path"):

@@ -46,7 +46,9 @@ def test_shortcut_models_take_their_shortest_steps_by_the_local_velocity():
             told.append(float(t[0] - s[0]))
             return super().velocity(x_t, t, s, context)
 
-    shortcut(Guided(Listening()), noise(4), torch.tensor([1.0, 0.5, 0.5 - 1 / 64, 0.5 - 3 / 128, 0.25], dtype=torch.float64))
+    shortcut(
+        Guided(Listening()), noise(4), torch.tensor([1.0, 0.5, 0.5 - 1 / 64, 0.5 - 3 / 128, 0.25], dtype=torch.float64)
+    )
     assert told == [0.5, 1 / 64, 0.0, 0.25 - 3 / 128]
 
 

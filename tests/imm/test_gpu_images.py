@@ -17,8 +17,13 @@ def test_objectives_are_trained_drawn_and_scored(tmp_path, monkeypatch):
     monkeypatch.setattr(image_objectives, "EULER_STEPS", (1, 4))
     images.main()
     found = json.loads(out.read_text())["results"]
-    assert [(r["subject"], r["contract"]["steps"]) for r in found] == [
+    trained = [r for r in found if "contract" in r]
+    assert [(r["subject"], r["contract"]["steps"]) for r in trained if r["metric"] == "classifier_fid"] == [
         ("flow-matching", 1), ("flow-matching", 4), ("shortcut", 1), ("shortcut", 4),
     ]  # fmt: skip
-    assert all(r["value"] > 0 and r["trained_steps"] > 0 and r["n"] == 80 for r in found)
+    assert all(r["value"] > 0 and r["trained_steps"] > 0 and r["n"] == 80 for r in trained)
+    beside = [(r["metric"], r["subject"]) for r in found if "contract" not in r]
+    assert beside == [("classifier_fid", "train"), ("classifier_fid", "train-resampled"), ("nearest_train_distance", "test")]
+    by = {r["subject"]: r["value"] for r in found if r["metric"] == "classifier_fid" and "contract" not in r}
+    assert 0 < by["train"] < min(r["value"] for r in trained if r["metric"] == "classifier_fid")
     assert (tmp_path / "shortcut-4.png").exists()

@@ -169,7 +169,8 @@ def hub(monkeypatch, **splits):
     import datasets
 
     made = {
-        name: datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)) for name, (columns, kinds) in splits.items()
+        name: datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        for name, (columns, kinds) in splits.items()
     }
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(made))
 
@@ -177,7 +178,10 @@ def hub(monkeypatch, **splits):
 def test_a_set_of_the_hub_is_read_by_the_kinds_of_its_columns(monkeypatch):
     import datasets
 
-    shots, kinds = pictures(n=6, size=10, channels=3), {"shot": datasets.Image(), "what": datasets.ClassLabel(names=["a", "b"])}
+    shots, kinds = (
+        pictures(n=6, size=10, channels=3),
+        {"shot": datasets.Image(), "what": datasets.ClassLabel(names=["a", "b"])},
+    )
     told = {"shot": [Image.fromarray(x) for x in shots[:4]], "what": [0, 1, 1, 0]}
     held = {"shot": [Image.fromarray(x) for x in shots[4:]], "what": [1, 0]}
     hub(monkeypatch, train=(told, kinds), validation=(held, kinds))
