@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "flow-matching": {"times": "logit-normal"},
     "imm": {"k": 12, "group_size": 4, "weighted": False},
     "mean-flow": {"power": 0.4},
     "improved-mean-flow": {"power": 0.4},
