@@ -13,6 +13,7 @@ from flowlm.model import FlowLM
 from flowlm.rounding import WithRounding
 from flowmap.objectives.tokens import AncestralBound
 from flowmap.rng import Rng
+from training.block_watch import cost_by_block, in_blocks
 from training.config import FlowConfig, RunConfig
 from training.data.cases import case_rows, encode_suite
 from training.data.corpus import load_corpus
@@ -28,6 +29,8 @@ from training.objectives import build_objective
 from training.run_dir import model_folder
 from training.task import Task
 
+WATCHED = 64
+"""Windows of either split whose blocks are watched by their place, at most."""
 FITTED = 8
 """Batches that an encoder's directions are fitted on."""
 
@@ -67,6 +70,11 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         teach_from(objective, teacher, model, f"flow.teacher {plan.teacher}")
     if plan.decoder == "contextual":
         objective = WithRounding(objective, plan.decoder_latest)
+    probe = None
+    if plan.block_lengths and validation:
+        rows = torch.arange(min(WATCHED, config.training.batch_size))
+        seen = {"train": train.batch(0, rows), "held": validation[0]()[rows]}
+        probe = partial(cost_by_block, model.map, {name: in_blocks(states, plan.block_lengths) for name, states in seen.items()})
     ramp = round(plan.prior_ramp * config.training.steps) if plan.prior else 0
     if ramp:
         model.map.ramp_prior()
@@ -95,6 +103,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         save=save,
         project=plan.project,
         begin=begin,
+        probe=probe,
         facts=facts | {"parameters": sum(p.numel() for p in model.parameters()), "length": train.source.length},
     )
 

@@ -1,13 +1,17 @@
 """Flow language models on the same loop: known tokens, teachers and codes change nothing of what it promises."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel
 
-from flowlm import FlowLM
-from flowmap.objectives.tokens import TOKEN_OBJECTIVES
+from flowlm import FlowLM, Known
+from flowlm.blocks import Blocks
+from flowmap.codebook import OneHot
+from flowmap.objectives.tokens import TOKEN_OBJECTIVES, TokenStates
+from flowmap.path import LinearPath
 from tests.training.harness import (
     SMALL,
     assert_equal,
@@ -18,6 +22,7 @@ from tests.training.harness import (
     stopped,
     write_preset,
 )
+from training.block_watch import cost_by_block, in_blocks
 from training.config import load_preset, override
 from training.data.tokenizer import word_tokenizer
 from training.loop import train
@@ -358,6 +363,44 @@ def test_block_lengths_are_drawn_for_each_sample_and_levels_follow_them(config):
     assert torch.equal(batch(rows[7:9]).context.size, whole.context.size[7:9])
     assert batch(rows, flow__noise="sample").levels is None
     assert (batch(rows, flow__noise="token").levels == torch.arange(12)).all()
+
+
+@pytest.mark.parametrize("objective", ["cross-entropy", "masked"])
+def test_blocks_are_watched_by_their_place(config, tmp_path, objective):
+    none = {f"flow__options__{name}": None for name in ("diagonal", "boundary", "t_min")}
+    train(config("blocks", flow__objective=objective, **none), tmp_path, build, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    held = [row for row in rows if row["split"] == "validation"]
+    watched = [{k: v for k, v in row.items() if "_block_" in k} for row in held]
+    assert len(watched) == 2 and watched[0].keys() == watched[1].keys()  # blocks of prompts alone are not among them
+    assert {f"{split}_block_2" for split in ("train", "held")} <= watched[0].keys()
+    assert all(0 < v < 20 for row in watched for v in row.values())
+
+
+def test_a_block_that_is_known_by_heart_shows():
+    """A model that says what the training windows hold, but nothing of their last block."""
+    tokens = torch.randint(0, 5, (32, 6))
+    place = torch.arange(6).expand_as(tokens)
+    known = Known(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    states = TokenStates(tokens, Blocks(tokens, torch.full((32,), 6), known), torch.ones_like(tokens, dtype=torch.bool))
+    shown = in_blocks(states, [2, 6])
+    assert torch.equal(shown.levels, place // 2) and shown.context.size.tolist() == [2] * 32
+    learned = torch.nn.functional.one_hot(tokens, 5) * 20.0 * (place < 4)[..., None]
+
+    class ByHeart(torch.nn.Module):
+        path, codebook = LinearPath(), OneHot(5)
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def logits(self, x_t, t, s, context):
+            return learned
+
+    other = in_blocks(replace(states, tokens=(tokens + 1) % 5), [2, 6])
+    found = cost_by_block(ByHeart(), {"train": shown, "held": other})
+    assert found["train_block_1"] < 0.01 < 15 < found["held_block_1"]
+    assert found["train_block_3"] == pytest.approx(found["held_block_3"]) == pytest.approx(torch.tensor(5.0).log().item())
 
 
 def test_wrong_options_are_one_line(config, tmp_path):
