@@ -51,7 +51,7 @@ OF_SUBWORDS = ("flow-ar", "flow-mdlm", "flow-bd3lm", "flow-leap", "flow-cdcd", "
 PLAN = {
     "characters": (
         "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm-psd", "flow-dfm-esd",
-        "flow-plaid", "flow-cdcd", "flow-langflow", "flow-adapt", "flow-block-flow", "flow-elf", "flow-codar",
+        "flow-plaid", "flow-cdcd", "flow-langflow", "flow-adapt", "flow-block-flow", "flow-forcing", "flow-elf", "flow-codar",
     ),
     "wikitext2": OF_SUBWORDS,
     "stdlib": OF_SUBWORDS,

@@ -98,5 +98,7 @@ def print_orderings(records: Sequence[dict[str, Any]]) -> None:
         error = sum(r.get("stderr", 0.0) ** 2 for r in (better, worse)) ** 0.5
         apart = worse["value"] - better["value"]
         verdict = "yes" if apart > 2 * error else "no" if apart < -2 * error else "not told apart"
+        if not error:
+            verdict = f"one seed, {'so' if apart > 0 else 'not so'} there"
         cells = " | ".join(f"{r['value']:.3f} ± {r.get('stderr', 0.0):.3f}" for r in (better, worse))
         print(f"| {ordering.source} | {ordering.claim} | {by} | {cells} | {verdict} |")

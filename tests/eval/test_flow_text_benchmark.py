@@ -132,12 +132,13 @@ def test_an_ordering_is_reproduced_where_two_errors_tell_the_sides_apart(capsys)
     rows = [
         *cell("flow-flm", (2.0, 2.1), nfe=16, sampler="ddim"), *cell("flow-flm, objective endpoint", (3.0, 3.1), nfe=16, sampler="ddim"),
         *cell("flow-ar", (2.0, 2.1)), *cell("flow-bd3lm", (1.0, 1.1), block=4), *cell("flow-bd3lm", (9.0, 9.1), block=16),
-        *cell("flow-mdlm", (1.0, 1.2)),
+        *cell("flow-mdlm", (1.0, 1.2)), *cell("flow-plaid", (3.0,)), *cell("flow-plaid, prior False", (2.0,)),
     ]  # fmt: skip
     orderings.print_orderings(rows)
     told = [line.split(" | ")[1::4] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [(claim, verdict.rstrip(" |")) for claim, verdict in told] == [
         ("cross-entropy before regression of the endpoint", "yes"),
+        ("the matched filter before none", "one seed, not so there"),
         ("blocks before whole windows", "not told apart"),
         ("autoregressive before blocks", "no"),
     ]

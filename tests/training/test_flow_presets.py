@@ -15,7 +15,7 @@ CHARACTERS = sorted(
     name for name in preset_names() if name.startswith("flow-") and load_preset(name).tokenizer.kind == "characters"
 )
 
-TWO_TIMES = {"flow-block-flow", "flow-cfm", "flow-dfm-esd", "flow-dfm-psd", "flow-fmlm", "flow-leap"}
+TWO_TIMES = {"flow-block-flow", "flow-cfm", "flow-dfm-esd", "flow-dfm-psd", "flow-fmlm", "flow-forcing", "flow-leap"}
 """Those whose network is told where a jump lands."""
 
 
