@@ -3,7 +3,7 @@
     python -m benchmarks.one_pass [--json benchmarks/results/speed/one-pass.json]
 
 Both draw whole blocks of K tokens from the same states of the trunk M (width 768, 32,000 tokens; random weights, for which only shapes
-count) in bf16 at temperature 1, addressed randomness included, eager and compiled, in interleaved rounds on an otherwise
+count) in bf16 at temperature 1, addressed randomness included, freed memory kept, eager and compiled, in interleaved rounds on an otherwise
 idle machine. That the two draw from one law is a matter of tests/mtp/test_lattice.py.
 """
 
@@ -23,6 +23,7 @@ from flowmap.rng import Rng
 from flowmap.warp import Warp
 from mtp.heads.base import BlockContext
 from mtp.model import MTPForCausalLM
+from training.hardware import keep_freed_memory
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    keep_freed_memory()
     trunk = reference_trunk(args.reference, torch.bfloat16, torch.device("cpu"))
     records: list[dict[str, Any]] = []
     for block, batch in product(args.blocks, args.batch_sizes):
