@@ -12,9 +12,14 @@ from flowmap.times import LogitNormal, TimeLaw
 
 class MeanFlow(TwoTime):
     def __init__(
-        self, diagonal: float = 0.5, times: TimeLaw | None = None, power: float = 0.75, spans: TimeLaw | None = None
+        self,
+        diagonal: float = 0.5,
+        times: TimeLaw | None = None,
+        power: float = 0.75,
+        spans: TimeLaw | None = None,
+        whole: float = 0.0,
     ) -> None:
-        super().__init__(diagonal, times or LogitNormal(), power, spans=spans)
+        super().__init__(diagonal, times or LogitNormal(), power, spans=spans, whole=whole)
 
     def residual(self, model, teacher, x: Noised, step):
         with torch.no_grad():
