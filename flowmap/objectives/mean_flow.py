@@ -12,14 +12,9 @@ from flowmap.times import LogitNormal, TimeLaw
 
 class MeanFlow(TwoTime):
     def __init__(
-        self,
-        diagonal: float = 0.5,
-        times: TimeLaw | None = None,
-        power: float = 0.75,
-        spans: TimeLaw | None = None,
-        whole: float = 0.0,
+        self, diagonal: float = 0.5, times: TimeLaw | None = None, power: float = 0.75, spans: TimeLaw | None = None
     ) -> None:
-        super().__init__(diagonal, times or LogitNormal(), power, spans=spans, whole=whole)
+        super().__init__(diagonal, times or LogitNormal(), power, spans=spans)
 
     def residual(self, model, teacher, x: Noised, step):
         with torch.no_grad():

@@ -46,8 +46,7 @@ class Noised:
 
 
 class TwoTime(Objective):
-    """diagonal: share of the samples with s = t. times: law of t there; spans: of t and s off it, default the same; whole: share of
-    these that go all the way, from 1 to 0, which one step takes and a law of two times hardly reaches. power, floor: p and c of the adaptive weight.
+    """diagonal: share of the samples with s = t. times: law of t there; spans: of t and s off it, default the same. power, floor: p and c of the adaptive weight.
     learned_weight: the log-weight ω instead. linear: whether the residual rests on identities of the linear path, where
     v is the derivative of the jump."""
 
@@ -62,20 +61,15 @@ class TwoTime(Objective):
         floor: float = 1e-3,
         learned_weight: bool = False,
         spans: TimeLaw | None = None,
-        whole: float = 0.0,
     ) -> None:
         super().__init__()
         self.diagonal, self.times, self.power, self.floor = diagonal, times or Uniform(), power, floor
-        self.spans, self.whole = spans, whole
+        self.spans = spans
         self.log_weight = LogWeight() if learned_weight else None
 
     def pair(self, rng: Rng, count: int, step: int) -> tuple[Tensor, Tensor]:
         """(t, s) off the diagonal."""
-        t, s = ordered_pair(self.spans or self.times, rng, count)
-        if not self.whole:
-            return t, s
-        whole = rng.uniform("whole", count) < self.whole
-        return torch.where(whole, 1.0, t), torch.where(whole, 0.0, s)
+        return ordered_pair(self.spans or self.times, rng, count)
 
     def residual(self, model: Any, teacher: Any, x: Noised, step: int) -> Tensor:
         """Δ off the diagonal, (rows, *state). teacher: the averaged network, or the model itself."""

@@ -306,16 +306,6 @@ def test_identities_of_the_linear_path_are_not_used_on_another(name):
         OBJECTIVES[name]()(model, StateBatch(torch.zeros(8, 1, 1)), rng=Rng(0, torch.arange(8)), step=0)
 
 
-def test_spans_have_a_law_of_their_own_and_some_go_all_the_way():
-    flow = ImprovedMeanFlow(times=Uniform(0.4, 0.6), spans=Uniform(0.0, 0.3), whole=0.25)
-    t, s = flow.pair(Rng(0, torch.arange(4000)), 4000, 0)
-    whole = (t == 1) & (s == 0)
-    assert whole.double().mean() == pytest.approx(0.25, abs=0.03)
-    assert (t[~whole] <= 0.3).all() and (s[~whole] <= t[~whole]).all()
-    same = Lagrangian(times=Uniform(0.4, 0.6)).pair(Rng(0, torch.arange(100)), 100, 0)
-    assert all(((0.4 <= time) & (time <= 0.6)).all() for time in same)
-
-
 def test_drifting_says_that_it_knows_no_classes():
     batch = StateBatch(gaussian(64), Context(label=torch.zeros(64, dtype=torch.long)))
     with pytest.raises(ValueError, match="without classes"):
