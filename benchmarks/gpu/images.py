@@ -90,7 +90,9 @@ def main() -> None:
 def floors(images: Images, classifier: Any, real: torch.Tensor, args: Any) -> list[dict[str, Any]]:
     """What the set itself would score in the samples' place."""
     rng = Rng(args.seed)
-    some = images.train[torch.randperm(len(images.train), generator=torch.Generator().manual_seed(0)).numpy()[: args.num]]
+    some = images.train[
+        torch.randperm(len(images.train), generator=torch.Generator().manual_seed(0)).numpy()[: args.num]
+    ]
     again = images.train[(rng.uniform("again", args.num, dtype=torch.float64) * len(images.train)).long().numpy()]
     near = float(nearest(flat(images.test[: args.num]), flat(images.train)).mean())
     fids = {"train": some, "train-resampled": again}

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from flowmap.warp import Warp, inverse_cdf
+from flowmap.warp import MANY, Warp, inverse_cdf
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,24 @@ def test_inverse_cdf_never_draws_an_impossible_token():
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Warp(**bad)
+
+
+@pytest.mark.parametrize("size", [MANY - 1, MANY, MANY + 1, 32_000, 50_257])
+def test_many_tokens_are_searched_piece_by_piece_to_the_same_token(size):
+    generator = torch.Generator().manual_seed(size)
+    probs = torch.rand(16, size, dtype=torch.float64, generator=generator)
+    probs *= torch.rand(16, size, generator=generator) < 0.3  # most are impossible, whole pieces among them
+    probs[:, 300:900], probs[:, -3:] = 0, 0
+    probs /= probs.sum(-1, keepdim=True)
+    cdf = probs.cumsum(-1)
+    for uniform in (
+        torch.rand(16, dtype=torch.float64, generator=generator),
+        torch.zeros(16),
+        torch.full((16,), 1 - 2.0**-53).double(),
+    ):
+        level = torch.minimum(uniform[:, None] * cdf[:, -1:], torch.nextafter(cdf[:, -1:], torch.zeros(1).double()))
+        token = inverse_cdf(probs, uniform)
+        assert torch.equal(token, torch.searchsorted(cdf, level.contiguous(), right=True)[:, 0])
+        assert (probs.gather(1, token[:, None]) > 0).all()
+    one = torch.nn.functional.one_hot(torch.arange(16) * 200, size).double()
+    assert torch.equal(inverse_cdf(one, torch.full((16,), 0.999)), torch.arange(16) * 200)

@@ -23,7 +23,11 @@ def test_objectives_are_trained_drawn_and_scored(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert all(r["value"] > 0 and r["trained_steps"] > 0 and r["n"] == 80 for r in trained)
     beside = [(r["metric"], r["subject"]) for r in found if "contract" not in r]
-    assert beside == [("classifier_fid", "train"), ("classifier_fid", "train-resampled"), ("nearest_train_distance", "test")]
+    assert beside == [
+        ("classifier_fid", "train"),
+        ("classifier_fid", "train-resampled"),
+        ("nearest_train_distance", "test"),
+    ]
     by = {r["subject"]: r["value"] for r in found if r["metric"] == "classifier_fid" and "contract" not in r}
     assert 0 < by["train"] < min(r["value"] for r in trained if r["metric"] == "classifier_fid")
     assert (tmp_path / "shortcut-4.png").exists()

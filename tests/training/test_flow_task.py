@@ -400,7 +400,9 @@ def test_a_block_that_is_known_by_heart_shows():
     other = in_blocks(replace(states, tokens=(tokens + 1) % 5), [2, 6])
     found = cost_by_block(ByHeart(), {"train": shown, "held": other})
     assert found["train_block_1"] < 0.01 < 15 < found["held_block_1"]
-    assert found["train_block_3"] == pytest.approx(found["held_block_3"]) == pytest.approx(torch.tensor(5.0).log().item())
+    assert (
+        found["train_block_3"] == pytest.approx(found["held_block_3"]) == pytest.approx(torch.tensor(5.0).log().item())
+    )
 
 
 def test_wrong_options_are_one_line(config, tmp_path):
