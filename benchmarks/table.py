@@ -11,6 +11,7 @@ guess until benchmarks.rates has swept it.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from os.path import relpath
@@ -31,6 +32,8 @@ from training.data.known import KNOWN, local_paths
 
 Records = list[dict[str, Any]]
 SPEED = Path(__file__).parent / "results" / "speed"
+OTHER_HEADS = {"--rank", "--options"}
+"""Of `leaplm speed`: the head is another than a table's row."""
 ORDER = ("rates", "heads", *SUITES, "acceptance", "quality", "training", "speed", REFERENCE)
 """Of the commands: what one makes, a later one reads."""
 
@@ -134,15 +137,20 @@ def marked(r: dict[str, Any]) -> dict[str, Any]:
 
 
 def reference_speeds(folder: Path) -> Records:
-    """Decoding of the reference trunk, from every file there; of the same measurement the last file's counts."""
-    found = {}
+    """Decoding of the reference trunk by heads as they are by default, all on one machine: the one that measured most. Of the same
+    measurement the last file's counts."""
+    found: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
     for file in sorted(folder.glob("*.json")):
+        made = json.loads(file.read_text())
+        if set(made["command"]) & OTHER_HEADS:
+            continue
+        here = found.setdefault(made["provenance"]["hardware"], {})
         for r in read_records(file):
             contract = r.get("contract", {})
             if r["on"] == REFERENCE and r["metric"] in ("tokens_per_second", "speedup") and "verify" in contract:
                 at = (r["metric"], r["subject"], *(contract.get(k) for k in ("block", "verify", "batch", "compiled")))
-                found[at] = r
-    return list(found.values())
+                here[at] = r
+    return list(max(found.values(), key=len, default={}).values())
 
 
 def joined(records: Records, on: str, blocks: Sequence[int]) -> Records:

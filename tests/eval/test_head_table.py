@@ -1,5 +1,6 @@
 """The heads' table: what each column takes from records of every kind, and what it leaves to a dash."""
 
+import json
 import re
 import types
 
@@ -149,6 +150,22 @@ def test_speeds_of_the_reference_trunk_are_read_from_every_file_and_count_once(t
     assert table.reference_speeds(tmp_path) == [first]  # M.json comes after M-heads.json
     rows = head_rows([first], "toy", 4)
     assert cell(rows, "tree", "direct tokens/s on M", "batch 1") == "1"
+
+
+def test_speeds_of_other_heads_and_of_other_machines_do_not_stand_in_one_table(tmp_path):
+    def speed(value, subject):
+        way = {"block": 4, "verify": "none", "temperature": 1.0, "batch": 1}
+        return one("tokens_per_second", value, subject, on="M", kind="estimate", contract=way)
+
+    kept = [speed(1.0, "tree"), speed(2.0, "mixture")]
+    write_records(tmp_path / "M-a.json", ["leaplm", "speed"], kept)
+    write_records(tmp_path / "M-narrow.json", ["leaplm", "speed", "--options", "width=8"], [speed(9.0, "tree")])
+    write_records(tmp_path / "M-b.json", ["leaplm", "speed"], [speed(5.0, "tree")])
+    made = json.loads((tmp_path / "M-b.json").read_text())
+    made["provenance"]["hardware"] = "another"
+    (tmp_path / "M-b.json").write_text(json.dumps(made))
+    assert table.reference_speeds(tmp_path) == kept
+    assert table.reference_speeds(tmp_path / "none") == []
 
 
 def test_the_report_shows_one_row_a_head(tmp_path):
