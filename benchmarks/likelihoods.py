@@ -1,0 +1,196 @@
+"""What a token costs a flow language model by every estimator, on one trained model: bounds and estimates, their errors, their price.
+
+    python -m benchmarks.likelihoods --seeds 0                     characters: the denoiser, its few-step map, ours, blocks, baselines
+    python -m benchmarks.likelihoods --on wikitext2 --presets flow-leap flow-mdlm --seeds 0
+    python -m benchmarks.likelihoods --kept                        the tables of what is there
+
+Runs are those of benchmarks.flow_text, trained here where they are not. A cell scores held-out windows by
+
+    vlb        at times of the least variance, fitted on training text, and at uniform times: the variance of a network call of each
+    k-step     1 to 16 ancestral steps on grids fitted on training text
+    ode        the probability flow on a few windows, with what doubling its steps changes and the error of its trace
+    sampler    the few-step sampler's own law, by importance sampling at 1, 4, 16 and 64 draws with the effective sample size; of models of
+               blocks, whose blocks hold 512 numbers at most
+    nelbo, exact        of masked diffusion and the autoregressive baseline
+
+and says of each what it is, its Monte Carlo error given the text, the calls a window took and the CPU seconds it took in all. Cells lie
+in benchmarks/results/likelihoods/.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from benchmarks.cells import cell, settings
+from benchmarks.flow_runs import Planned
+from benchmarks.flow_text import BUDGET, FIELDS
+from eval.flow import FlowRun, load_flow
+from eval.flow_perplexity import Estimators, asked_as_trained, estimator_of, measure_flow
+from eval.flow_records import Request
+from eval.flow_text import scored_text
+from eval.records import record, seeds_mean
+from flowlm.likelihood import Clock, vlb
+from flowlm.likelihood.importance import COUNTS, LARGEST
+from flowlm.likelihood.terms import snr_of, time_of
+
+RESULTS = Path(__file__).parent / "results" / "likelihoods"
+PRESETS = ("flow-flm", "flow-fmlm", "flow-leap", "flow-block-flow", "flow-mdlm", "flow-bd3lm", "flow-ar")
+STEPS = (1, 2, 4, 8, 16)
+FEW = (1, 2, 4)
+"""Steps of the sampler whose law is scored."""
+ALONG = 16
+"""Of the flow, and twice as many."""
+SIZES: dict[str, dict[str, int]] = {
+    "vlb": {"windows": 512, "calls": 256}, "k-step": {"windows": 512, "calls": 64}, "ode": {"windows": 8, "calls": 16},
+    "sampler": {"windows": 16, "calls": 16}, "nelbo": {"windows": 512, "calls": 256}, "exact": {"windows": 512, "calls": 16},
+}  # fmt: skip
+"""Of the text scored by each, and network calls a window where they are chosen."""
+FIT = 512
+EVEN_CELLS = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--on", nargs="+", default=["characters"], choices=list(BUDGET))
+    parser.add_argument("--presets", nargs="+", default=PRESETS, metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
+    parser.add_argument("--kept", action="store_true", help="what is there; trains nothing")
+    args = parser.parse_args()
+    command, variant = ["python", "-m", "benchmarks.likelihoods", *sys.argv[1:]], settings(args.set)
+    found = []
+    for on, preset, seed in product(args.on, args.presets, args.seeds):
+        made = bounds_cell(
+            on, Planned(preset, args.runs / on, seed, FIELDS[on], variant, {}, BUDGET[on]), command, args.kept
+        )
+        if made:
+            print(f"{on} {preset} seed {seed}", flush=True)
+        found += made
+    if found:
+        print_table(found)
+        print_draws(found)
+
+
+def bounds_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list[dict[str, Any]]:
+    def measure() -> list[dict[str, Any]]:
+        folder, spent = planned.train()
+        run = load_flow(str(folder))
+        common = {
+            "on": on, "subject": planned.subject, "train_seed": planned.seed, "training_cpu_seconds": round(spent, 1),
+        }  # fmt: skip
+        return [r | common for r in scores(run)]
+
+    inputs = {**planned.inputs(), "sizes": SIZES, "steps": [list(STEPS), list(FEW)], "fit": FIT}
+    return cell(RESULTS / f"{on}-{planned.name}.json", inputs, command, measure, kept)
+
+
+def scores(run: FlowRun) -> Iterator[dict[str, Any]]:
+    """Of every estimator that the model has, nats a token alone."""
+    own, lengths = estimator_of(run, None), run.model.config.block_lengths
+    names = ("vlb", "k-step", "ode", "sampler") if own == "vlb" else (own,)
+    for name in names:
+        blocks = lengths
+        if name == "sampler":
+            blocks = [n for n in lengths or () if n * run.model.map.codebook.state_size <= LARGEST]
+            if not blocks:
+                continue
+        if name == "ode" and lengths:
+            blocks = [max(lengths)]
+        start = time.process_time()
+        asked = SimpleNamespace(
+            estimator=name, steps=FEW if name == "sampler" else (ALONG,) if name == "ode" else STEPS, calls=SIZES[name]["calls"],
+            draws=max(COUNTS), sampler="pushforward", seed=0, data=None, text_column="text", split="validation",
+            windows=SIZES[name]["windows"], fit=FIT if name != "sampler" else 32, length=None, certify=False, from_zero=False,
+            blocks=blocks,
+        )  # fmt: skip
+        records, _ = measure_flow(run, asked)
+        spent = round(time.process_time() - start, 1)
+        yield from ({**r, "cpu_seconds": spent} for r in records if r["metric"] == "nll")
+    if own == "vlb" and not lengths:
+        yield from variances(run)
+
+
+def variances(run: FlowRun) -> Iterator[dict[str, Any]]:
+    """Of the bound, times the calls it took: at fitted times and at uniform ones, everything else alike."""
+    asked = Request("vlb", calls=32)
+    text = scored_text(run, None, "text", "validation", 128, FIT)
+    estimator, model = Estimators(run, text.training, asked), asked_as_trained(run)
+    fitted = estimator.clock
+    for name, clock in (("fitted", fitted), ("uniform", uniform_in_time(run, fitted))):
+        rng = estimator._addressed(torch.arange(text.states.size), 0)
+        score = vlb(model, text.states, rng, clock, asked.calls, trusted=True)
+        yield record(
+            "variance", score.monte_carlo**2 * score.nfe * text.states.size, on=text.on, subject=run.subject, kind="estimate",
+            unit="(nats/token)², of a network call", n=text.states.size,
+            contract={"estimator": "vlb", "times": name, "calls": score.nfe},
+        )  # fmt: skip
+
+
+def uniform_in_time(run: FlowRun, fitted: Clock) -> Clock:
+    """A clock to the same end whose cells are alike in t."""
+    path = run.model.map.path
+    last = float(time_of(path, torch.tensor(fitted.end, dtype=torch.float64)))
+    times = torch.linspace(1.0, last, EVEN_CELLS + 1, dtype=torch.float64)[1:-1]
+    inner = torch.tensor([snr_of(path, float(t)) for t in times], dtype=torch.float64)
+    edges = torch.cat([torch.zeros(1, dtype=torch.float64), inner, torch.tensor([fitted.end], dtype=torch.float64)])
+    return Clock(edges, torch.full((len(edges) - 1,), 1 / (len(edges) - 1), dtype=torch.float64), fitted.reading)
+
+
+def print_table(records: Sequence[dict[str, Any]]) -> None:
+    print("| on | model | estimator | is | nats/token | data error | Monte Carlo error | calls a window | CPU s |")
+    print("|---" * 9 + "|")
+    nll = [r for r in records if r["metric"] == "nll"]
+    for key in dict.fromkeys(map(_law, nll)):
+        rows = [r for r in nll if _law(r) == key]
+        on, subject, name, steps, block = key
+        mean, first = seeds_mean(rows), rows[0]
+        law = (
+            name
+            + (f", {steps} steps" if steps is not None and name != "vlb" else "")
+            + (f", blocks of {block}" if block else "")
+        )
+        error = f" ± {mean['stderr']:.3f}" if len(rows) > 1 else ""
+        data, noise = (f"{first[k]:.4f}" if first.get(k) is not None else "" for k in ("stderr", "monte_carlo"))
+        calls = first["contract"]["calls"]
+        print(
+            f"| {on} | {subject} | {law} | {first['kind']} | {mean['value']:.3f}{error} | {data} | {noise} | {calls:g} | {first['cpu_seconds']:g} |"
+        )
+    by = {(r["on"], r["subject"], r["contract"]["times"]): r for r in records if r["metric"] == "variance"}
+    for (on, subject, times), r in by.items():
+        if times == "uniform":
+            ratio = r["value"] / by[on, subject, "fitted"]["value"]
+            print(
+                f"{on}, {subject}: at uniform times the bound's variance of a network call is {ratio:.1f} × that at fitted ones"
+            )
+
+
+def print_draws(records: Sequence[dict[str, Any]]) -> None:
+    """The bound on the sampler's law by draws of its noise."""
+    drawn = [r for r in records if r["metric"] == "nll" and r["contract"]["estimator"] == "sampler"]
+    if not drawn:
+        return
+    print("| on | model | sampler | " + " | ".join(f"{n} draws" for n in COUNTS) + " | effective sample size |")
+    print("|---" * (len(COUNTS) + 4) + "|")
+    for r in drawn:
+        told = [f"{r['details'][f'bound_at_{n}']:.3f}" for n in COUNTS]
+        how = f"{r['contract']['steps']} steps, blocks of {r['contract']['block']}, seed {r['train_seed']}"
+        print(
+            f"| {r['on']} | {r['subject']} | {how} | {' | '.join(told)} | {r['details']['effective_sample_size']:.1f} |"
+        )
+
+
+def _law(r: dict[str, Any]) -> tuple[Any, ...]:
+    contract = r["contract"]
+    return r["on"], r["subject"], contract["estimator"], contract.get("steps"), contract.get("block")
+
+
+if __name__ == "__main__":
+    main()
