@@ -12,6 +12,7 @@ from typing import Any
 from eval import frontier, refinement
 from eval.calibration_picture import sections as calibration_sections
 from eval.head_table import NOTE, filled, head_rows, wide
+from eval.images.pictures import sections as image_sections
 from eval.pictures import Point, bars, plot
 from eval.records import over_seeds, read_records, write_records
 from eval.report import Sample, Section, write_report
@@ -53,6 +54,7 @@ def run(args: Any, command: list[str]) -> None:
         *surface_sections(records),
         *_nll_against_block(records),
         *_validity(records),
+        *image_sections(records),
         *calibration_sections(records),
         *_training(curves),
         *_samples(samples),
