@@ -194,7 +194,7 @@ def moments(on: str, seeds: Sequence[int], steps: int, runs: Path, command: list
         each = [paired([p for p in points if p["train_seed"] == seed], kernel, count) for seed in seeds]
         value, low, high = correlation(each)
         results.append(
-            record("spearman", value, on=on, subject=f"imm, {kernel}", kind="estimate", unit="rank correlation", n=len(points),
+            record("spearman", value, on=on, subject=f"imm, {kernel}", kind="estimate", unit="rank correlation", n=sum(len(x) for x, _ in each),
                    seeds=list(seeds), interval=[low, high], contract={"steps": count})
         )  # fmt: skip
         print(f"{on}: MMD² ({kernel}) and FID at {count} steps: Spearman {value:.2f} ({low:.2f} to {high:.2f})")

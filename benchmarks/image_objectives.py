@@ -31,4 +31,6 @@ def options_of(objective: str, steps: int) -> dict[str, Any]:
 def counts_of(sampler: str, most: int | None, all_steps: Sequence[int] = ()) -> tuple[int, ...]:
     """Numbers of steps at which a model is drawn from. most: that it was trained for, None for any."""
     counts = EULER_STEPS if sampler in ("euler", "ddim") else all_steps or STEPS
+    if sampler == "shortcut":
+        counts = [count for count in counts if count & (count - 1) == 0]
     return tuple(count for count in counts if most is None or count <= most)

@@ -155,9 +155,14 @@ def image_cell(
 
     inputs = {
         "config": to_dict(config), "data": images_of(config).fingerprint, "steps": [list(STEPS), list(EULER_STEPS)],
-        "in full": list(SCORED_IN_FULL), "network": VERSION,
+        "in full": list(SCORED_IN_FULL), "network": VERSION, "objective": version_of(config),
     }  # fmt: skip
     return cell(RESULTS / f"{on}-{short}.json", inputs, command, measure, kept)
+
+
+def version_of(config: RunConfig) -> int | None:
+    assert config.image is not None
+    return KNOWN[config.image.objective].version
 
 
 def short_name(name: str, seed: int, variant: Mapping[str, Any] = MappingProxyType({})) -> str:
@@ -195,7 +200,7 @@ def print_table(on: str, records: Sequence[dict[str, Any]]) -> None:
 
         cells = [value("classifier_fid", count, 1 if on != "digits" else 2) for count in STEPS]
         nearest = " / ".join(value("nearest_train_distance", count, 3) for count in SCORED_IN_FULL)
-        spent = sum(r["training_cpu_seconds"] for r in rows) / len(rows)
+        spent = sum(r.get("training_cpu_seconds", float("nan")) for r in rows) / len(rows)
         print(f"| {name} | {sampler} | {rows[0]['trained_steps']} | {spent:.0f} | {' | '.join(cells)} | {nearest} |")
 
 

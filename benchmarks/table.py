@@ -142,7 +142,7 @@ def reference_speeds(folder: Path) -> Records:
     found: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
     for file in sorted(folder.glob("*.json")):
         made = json.loads(file.read_text())
-        if set(made["command"]) & OTHER_HEADS:
+        if {word.partition("=")[0] for word in made["command"]} & OTHER_HEADS:
             continue
         here = found.setdefault(made["provenance"]["hardware"], {})
         for r in read_records(file):

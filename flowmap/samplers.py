@@ -87,15 +87,15 @@ def pushforward(model: Guided, x: Tensor, times: Tensor) -> Sampled:
 
 
 SMALLEST = 2.0**-7
-"""The least step that shortcut models are trained for (2410.12557)."""
+"""Half of the shortest jump that shortcut models are trained for (2410.12557)."""
 
 
 def shortcut(model: Guided, x: Tensor, times: Tensor) -> Sampled:
-    """Pushforward whose steps no longer than SMALLEST go by the local velocity, v(x, t, t): a shortcut model learned no jump
-    so short, and takes that for it in training too."""
+    """Pushforward whose steps below 2·SMALLEST go by the local velocity, v(x, t, t): a shortcut model learned no jump so short, and
+    takes that for it in training too. Its jumps are powers of two."""
 
     def step(x: Tensor, t: Tensor, s: Tensor, i: int) -> Tensor:
-        return model.jump(x, t, s, told=torch.where(t - s <= SMALLEST, t, s))
+        return model.jump(x, t, s, told=torch.where(t - s < 2 * SMALLEST, t, s))
 
     return _loop(model, x, times, step)
 
@@ -223,7 +223,6 @@ def _parallel(
 
 SAMPLERS = {
     "pushforward": pushforward,
-    "shortcut": shortcut,
     "ddim": ddim,
     "euler": euler,
     "heun": heun,
@@ -233,6 +232,8 @@ SAMPLERS = {
     "jacobi": partial(jacobi, tolerance=SETTLED),
     "picard": partial(picard, tolerance=SETTLED),
 }
+OF_STATES = {**SAMPLERS, "shortcut": shortcut}
+"""And those of maps whose states are no tokens."""
 STOCHASTIC = ("restart", "ddpm", "ancestral")
 PARALLEL = ("jacobi", "picard")
 """All steps at once, round after round: more calls, fewer rounds of them."""
@@ -240,11 +241,11 @@ SERIAL = tuple(name for name in SAMPLERS if name not in PARALLEL)
 
 
 def sample(name: str, model: Guided, x: Tensor, times: Tensor, rng: Rng) -> Sampled:
-    """Any of SAMPLERS; rng: for those that draw noise on the way."""
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler {name!r}: known are {', '.join(SAMPLERS)}")
+    """Any of OF_STATES; rng: for those that draw noise on the way."""
+    if name not in OF_STATES:
+        raise ValueError(f"sampler {name!r}: known are {', '.join(OF_STATES)}")
     more = (rng,) if name in STOCHASTIC else ()
-    return SAMPLERS[name](model, x, times, *more)  # type: ignore[operator]
+    return OF_STATES[name](model, x, times, *more)  # type: ignore[operator]
 
 
 def uniform_times(steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:

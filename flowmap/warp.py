@@ -76,19 +76,20 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     Of many tokens the piece is found first, by its sum, and then the token in it: one reading of the law, where a cumulative sum
     would read it, write it, and be searched."""
     size = probs.shape[-1]
+    probs = probs.expand(*uniform.shape, size)
     if size < MANY:
         return _search(probs.cumsum(-1), uniform)[0]
     whole = size // PIECE * PIECE
     sums = probs[..., :whole].unflatten(-1, (-1, PIECE)).sum(-1)
     if whole < size:
         sums = torch.cat([sums, probs[..., whole:].sum(-1, keepdim=True)], -1)
-    cdf = sums.cumsum(-1)
+    cdf = sums.double().cumsum(-1)
     piece, level = _search(cdf, uniform)
     before = torch.where(piece > 0, cdf.gather(-1, (piece[..., None] - 1).clamp_min(0))[..., 0], 0)
     places = piece[..., None] * PIECE + torch.arange(PIECE, device=probs.device)
     inside = probs.gather(-1, places.clamp_max(size - 1)) * (places < size)
-    own = inside.cumsum(-1)
-    return piece * PIECE + _below(own, level - before)[0]
+    own = inside.double().cumsum(-1)
+    return (piece * PIECE + _below(own, level - before)[0]).clamp_max(size - 1)
 
 
 def _search(cdf: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

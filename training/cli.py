@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from typing import Any, Literal
 
-Sampler = Literal["pushforward", "ddim", "euler", "heun", "restart", "ddpm", "ancestral", "jacobi", "picard", "even"]
+Sampler = Literal[
+    "pushforward", "shortcut", "ddim", "euler", "heun", "restart", "ddpm", "ancestral", "jacobi", "picard", "even"
+]
 
 
 def _comma(text: list[str]) -> tuple[int, ...]:

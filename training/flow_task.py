@@ -72,11 +72,11 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         objective = WithRounding(objective, plan.decoder_latest)
     probe = None
     if plan.block_lengths and validation:
-        rows = torch.arange(min(WATCHED, config.training.batch_size))
-        seen = {"train": train.batch(0, rows), "held": validation[0]()[rows]}
-        probe = partial(
-            cost_by_block, model.map, {name: in_blocks(states, plan.block_lengths) for name, states in seen.items()}
-        )
+        held = validation[0]()
+        rows = torch.arange(min(WATCHED, config.training.batch_size, held.size))
+        seen = {"train": train.batch(0, rows), "held": held[rows]}
+        watched = {name: in_blocks(states, plan.block_lengths) for name, states in seen.items()}
+        probe = partial(cost_by_block, model.map, watched)
     ramp = round(plan.prior_ramp * config.training.steps) if plan.prior else 0
     if ramp:
         model.map.ramp_prior()

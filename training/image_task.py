@@ -30,6 +30,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         images = load_images(plan.name, config.data.root, plan.size, plan.selection)
     torch.manual_seed(config.seed)  # an objective may have weights of its own
     objective = build_objective("image", plan, OBJECTIVES)
+    if plan.conditional and not objective.takes_classes:
+        raise ValueError(f"image.objective {plan.objective} knows no classes: set image.conditional to false")
     no_label = images.num_classes
     scaling = images.scaling
     channels, height, width = images.shape

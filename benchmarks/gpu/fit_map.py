@@ -31,17 +31,18 @@ def fit_map(
     begin: Callable[[float], object] | None = None,
     full_precision: bool = False,
     paced: int | None = None,
+    decay_weights: float = 0.01,
 ) -> tuple[nn.Module, int]:
     """model: the map, on its device. batch_of(step, rng): `size` samples there. steps: at most. warmup: steps, then a cosine over
     the time; 0: a constant rate. begin: before each step, with the share of the time that is over. paced: the number of steps that the
-    objective is to think there are, so that what is scheduled ends with the time; None: it is told them as they are. → averaged weights, steps."""
+    objective is to think there are, so that what is scheduled ends with the time; None: it is told them as they are. decay_weights: AdamW's. → averaged weights, steps."""
     device = next(model.parameters()).device
     objective.to(device)
     model.train()
     average = copy.deepcopy(model).requires_grad_(False)
     teacher = copy.deepcopy(model).requires_grad_(False) if objective.teacher_decay else None
     weights = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), weight_decay=decay_weights, fused=True)
     projection = Projection(weights) if project else None
     samples, spread = torch.arange(size, device=device), size if objective.low_discrepancy else None
     start, step, done = time.monotonic(), 0, 0.0

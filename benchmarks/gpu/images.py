@@ -1,4 +1,4 @@
-"""Few-step image objectives on one GPU: equal training time, one network, classifier-FID at 1 to 50 steps.
+"""Few-step image objectives on one GPU: equal training time, one network, no classes, classifier-FID at 1 to 50 steps.
 
     python -m benchmarks.gpu.images --prepare .gpu/cifar10.npz          once, where the set lies (LEAPLM_DATA)
     python -m benchmarks.gpu.images --data .gpu/cifar10.npz --out images.json --objectives imm flow-matching
@@ -19,12 +19,11 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.fit_map import fit_map
-from benchmarks.image_objectives import STEPS, counts_of, options_of
+from benchmarks.image_objectives import FIELDS, STEPS, counts_of, options_of
 from eval.images.classifier import load_classifier
 from eval.images.distances import nearest
 from eval.images.grid import write_grid
 from eval.records import record, write_records
-from flowmap.backbone import Context
 from flowmap.objectives import OBJECTIVES, StateBatch
 from flowmap.rng import Rng
 from flowmap.samplers import Guided, sample, uniform_times
@@ -63,7 +62,8 @@ def main() -> None:
     images = read(args.data)
     classifier = load_classifier(images)
     real = classifier(images.test)[0].double()
-    records = floors(images, classifier, real, args)
+    known = flat(images.train).to(device)
+    records = floors(images, classifier, real, known, args)
     for name in args.objectives:
         if time.monotonic() - start > args.limit:
             print(f"left out, since {args.limit:g} s are over: {name}", flush=True)
@@ -72,7 +72,7 @@ def main() -> None:
         for count in counts_of(model.config.sampler, model.config.most_steps, STEPS):
             pixels, nfe = draw(model, count, args, device)
             value = frechet(classifier(pixels)[0].double(), real)
-            near = float(nearest(flat(pixels), flat(images.train)).mean())
+            near = float(nearest(flat(pixels).to(device), known).mean())
             contract = {"steps": count, "nfe": nfe, "sampler": model.config.sampler, "dtype": "bfloat16", "ema": 0.999}
             records += [
                 record(
@@ -87,14 +87,14 @@ def main() -> None:
                 write_grid(args.out.with_name(f"{name}-{count}.png"), pixels[:100], 10, 2)
 
 
-def floors(images: Images, classifier: Any, real: torch.Tensor, args: Any) -> list[dict[str, Any]]:
+def floors(images: Images, classifier: Any, real: torch.Tensor, known: torch.Tensor, args: Any) -> list[dict[str, Any]]:
     """What the set itself would score in the samples' place."""
     rng = Rng(args.seed)
     some = images.train[
         torch.randperm(len(images.train), generator=torch.Generator().manual_seed(0)).numpy()[: args.num]
     ]
     again = images.train[(rng.uniform("again", args.num, dtype=torch.float64) * len(images.train)).long().numpy()]
-    near = float(nearest(flat(images.test[: args.num]), flat(images.train)).mean())
+    near = float(nearest(flat(images.test[: args.num]).to(known.device), known).mean())
     fids = {"train": some, "train-resampled": again}
     common: dict[str, Any] = {"on": images.name, "kind": "estimate", "split": "test", "n": args.num}
     return [
@@ -133,7 +133,7 @@ def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[I
     channels, height, width = images.shape
     torch.manual_seed(args.seed)
     config = ImageFlowConfig(  # type: ignore[call-arg]
-        channels=channels, height=height, width_pixels=width, patch=args.patch, num_classes=images.num_classes,
+        channels=channels, height=height, width_pixels=width, patch=args.patch, num_classes=0,
         shift=images.scaling.shift, scale=images.scaling.scale, t_max=getattr(objective, "t_max", 1.0), sampler=objective.sampler, most_steps=objective.most_steps,
         backbone={
             "width": args.width, "depth": args.depth, "heads": args.width // 64 or 1,
@@ -142,14 +142,22 @@ def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[I
     )  # fmt: skip
     model = ImageFlow(config).to(device)
     data = images.scaling.to_model(images.train).to(device)
-    labels = torch.as_tensor(images.train_labels, device=device)
 
     def batch_of(step: int, rng: Rng) -> StateBatch:
         rows = (rng.uniform("rows", args.batch) * len(data)).long()
-        told = torch.where(rng.uniform("drop", args.batch) < 0.1, images.num_classes, labels[rows])
-        return StateBatch(data[rows], Context(label=told))
+        return StateBatch(data[rows])
 
-    average, steps = fit_map(model.map, objective, batch_of, args.batch, args.seconds, 4e-4, args.seed, paced=PACED)
+    average, steps = fit_map(
+        model.map,
+        objective,
+        batch_of,
+        args.batch,
+        args.seconds,
+        4e-4,
+        args.seed,
+        paced=PACED,
+        decay_weights=FIELDS.get(name, {}).get("optimizer__weight_decay", 0.01),
+    )
     model.map.load_state_dict(average.state_dict())
     return model.eval(), steps
 
@@ -160,7 +168,7 @@ def draw(model: ImageFlow, steps: int, args: Any, device: torch.device) -> tuple
     for rows in torch.arange(args.num, device=device).split(1000):
         rng = Rng(args.seed, rows)
         x = model.map.path.draw_noise(rng, "sample", torch.zeros(len(rows), *model.shape, device=device))
-        guided = Guided(model.map, model.condition(rows % model.config.num_classes))
+        guided = Guided(model.map)
         with torch.autocast(device.type, torch.bfloat16):
             times = uniform_times(steps, model.config.t_max).to(device)
             out = sample(model.config.sampler, guided, x, times, rng)

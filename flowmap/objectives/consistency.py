@@ -13,8 +13,12 @@ from flowmap.path import Path
 from flowmap.rng import Rng
 from flowmap.times import LogitNormal, TimeLaw
 
+LATEST = 1 - 1e-4
+"""At 1 there is nothing but noise, of no size that could be stepped back in."""
+
 
 class Consistency(Objective):
+    version = 2
     sampler = "restart"  # it only ever jumps to 0
 
     def __init__(
@@ -39,7 +43,7 @@ class Consistency(Objective):
         return path.from_ratio(less / path.noise_scale), noise - less
 
     def forward(self, model, batch: StateBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
-        t = self.times.draw(rng, "t", batch.size).to(batch.x_0)
+        t = self.times.draw(rng, "t", batch.size).to(batch.x_0).clamp_max(LATEST)
         (r, apart), zero = self.earlier(model.path, t, step), torch.zeros_like(t)
         eps = model.path.draw_noise(rng, "eps", batch.x_0)
         x_t, x_r = (model.path.noise(batch.x_0, eps, at) for at in (t, r))

@@ -18,6 +18,7 @@ from flowmap.rng import Rng
 class Drifting(Objective):
     coupling = "group"
     most_steps = 1
+    takes_classes = False  # samples are drawn to the data of a whole group
 
     def __init__(
         self, group_size: int = 64, temperatures: tuple[float, ...] = (0.02, 0.05, 0.2), normalised: bool = True
@@ -28,10 +29,6 @@ class Drifting(Objective):
     def forward(self, model, batch: StateBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         if batch.size % self.group_size:
             raise ValueError(f"a slice of {batch.size} does not hold whole groups of {self.group_size}")
-        if batch.context is not None and batch.context.label is not None:
-            raise ValueError(
-                "drifting draws samples to the data of a whole group, whatever their class: train it without classes"
-            )
         one = batch.x_0.new_ones(batch.size)
         made = model.jump(model.path.draw_noise(rng, "eps", batch.x_0), one, 0 * one, batch.context)
         with torch.no_grad():

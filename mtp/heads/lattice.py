@@ -153,7 +153,8 @@ class LatticeChain(ReadoutHead):
         size = gumbels.shape[1] + 1
         logits, lattice = self._slots(ctx, size)
         off = lattice.off(logits[:, 1:])
-        coin, escape = uniforms[:, 1:size], inverse_cdf(off.exp(), uniforms[:, size:])
+        escaped = (off - lattice.log_escape[..., None]).exp()  # of sum 1, however rare the escape
+        coin, escape = uniforms[:, 1:size], inverse_cdf(escaped, uniforms[:, size:])
         # 1 − u > 0: an escape too rare for the generator is never drawn
         jump = torch.where((-coin).log1p() <= lattice.log_escape, torch.inf, -torch.inf)
         return self._composed(

@@ -11,7 +11,9 @@ from tests.eval.test_flow_text_benchmark import small  # noqa: F401  # a fixture
 def test_a_cell_says_of_every_estimator_what_it_is_and_what_it_took(small, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(likelihoods, "RESULTS", small / "results")
     monkeypatch.setattr(likelihoods, "BUDGET", {"characters": 16})
-    monkeypatch.setattr(likelihoods, "SIZES", {name: {"windows": 2, "calls": 12} for name in likelihoods.SIZES})
+    monkeypatch.setattr(
+        likelihoods, "SIZES", {name: {"windows": 2, "calls": 12, "fit": 4} for name in likelihoods.SIZES}
+    )
     for name, value in (("FIT", 4), ("STEPS", (1, 2)), ("FEW", (1,)), ("ALONG", 1)):
         monkeypatch.setattr(likelihoods, name, value)
     monkeypatch.setattr(sys.modules["flowlm.likelihood.importance"], "INFLATIONS", (0.5, 1.0))
@@ -30,6 +32,7 @@ def test_a_cell_says_of_every_estimator_what_it_is_and_what_it_took(small, monke
     blocks = json.loads((small / "results" / "characters-flow-block-flow-0.json").read_text())["results"]
     drawn = [r for r in blocks if r["contract"]["estimator"] == "sampler"]
     assert {r["contract"]["block"] for r in drawn} == {4, 16} and all("bound_at_64" in r["details"] for r in drawn)
+    assert all(r["cpu_seconds"] > 0 and r["windows"] == 2 for r in (*denoiser, *blocks) if r["metric"] == "nll")
     assert "nelbo" in told and "the bound's variance of a network call" in told and "effective sample size" in told
     monkeypatch.setattr(likelihoods, "measure_flow", None)  # what is kept is not measured again
     likelihoods.main()

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from flowmap.backbone import Backbone, BackboneConfig, Context
+from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.maps import FlowMap
 from flowmap.objectives import (
     OBJECTIVES,
@@ -304,12 +304,6 @@ def test_identities_of_the_linear_path_are_not_used_on_another(name):
     model = FlowMap(Backbone(BackboneConfig(state_size=1, width=8, depth=1, heads=1)), CosinePath(noise_scale=0.5))
     with pytest.raises(ValueError, match="identities of the linear path"):
         OBJECTIVES[name]()(model, StateBatch(torch.zeros(8, 1, 1)), rng=Rng(0, torch.arange(8)), step=0)
-
-
-def test_drifting_says_that_it_knows_no_classes():
-    batch = StateBatch(gaussian(64), Context(label=torch.zeros(64, dtype=torch.long)))
-    with pytest.raises(ValueError, match="without classes"):
-        Drifting()(GaussianMap(), batch, rng=Rng(0, torch.arange(64)), step=0)
 
 
 def test_consistency_steps_back_in_the_noise_of_its_paper():

@@ -55,3 +55,8 @@ def test_many_tokens_are_searched_piece_by_piece_to_the_same_token(size):
         assert (probs.gather(1, token[:, None]) > 0).all()
     one = torch.nn.functional.one_hot(torch.arange(16) * 200, size).double()
     assert torch.equal(inverse_cdf(one, torch.full((16,), 0.999)), torch.arange(16) * 200)
+    single = probs.float()
+    draws = torch.rand(4000, generator=generator)
+    tokens = inverse_cdf(single[0].expand(4000, -1), draws)
+    assert torch.equal(tokens, inverse_cdf(single[0], draws)) and (single[0][tokens] > 0).all()
+    assert (tokens != inverse_cdf(probs[0], draws.double())).sum() < 20

@@ -212,6 +212,22 @@ def test_log_q_of_the_one_pass_draft_is_log_prob_of_its_tokens(noise, block_size
         assert torch.allclose(conditional.gather(1, draft.tokens[:, k : k + 1])[:, 0], draft.log_q[:, k], atol=1e-5)
 
 
+@torch.no_grad()
+def test_an_escape_too_rare_for_its_number_type_has_tokens_all_the_same():
+    made, ctx = head(3).float(), states(50)
+    ctx = replace(
+        ctx,
+        hidden=ctx.hidden.float(),
+        embedding=ctx.embedding.float(),
+        unembedding=ctx.unembedding.float(),
+        bias=ctx.bias.float(),
+    )
+    made.shift.weight.zero_()
+    made.shift.bias.fill_(-300.0)
+    draft = made.sample_one_pass(ctx, Rng(0, torch.arange(50)))
+    assert torch.allclose(draft.log_q, made.log_prob(ctx, draft.tokens), atol=1e-4)
+
+
 @pytest.mark.parametrize("block_size", [2, 3, 4])
 @torch.no_grad()
 def test_draws_follow_the_enumerated_law(block_size):

@@ -377,6 +377,13 @@ def test_blocks_are_watched_by_their_place(config, tmp_path, objective):
     assert all(0 < v < 20 for row in watched for v in row.values())
 
 
+def test_blocks_are_watched_on_as_many_windows_as_there_are(config, tmp_path):
+    settings = config(
+        "text", flow__block_lengths=[2, 4], flow__noise="block", training__batch_size=64, flow__prompts=0.0
+    )
+    assert train(settings, tmp_path, build, quiet=True)["held_block_1"] > 0
+
+
 def test_a_block_that_is_known_by_heart_shows():
     """A model that says what the training windows hold, but nothing of their last block."""
     tokens = torch.randint(0, 5, (32, 6))

@@ -125,9 +125,16 @@ def test_every_objective_trains_an_image_model(tmp_path, name):
     settings = override(
         load_preset("configs/_digits.yaml"),
         **{**TINY, "image__objective": name, "training__batch_size": 64, "training__steps": 2, "training__ema": None},
+        image__conditional=OBJECTIVES[name].takes_classes,
     )
     final = train(settings, tmp_path / name, build, quiet=True)
     assert all(value == value for value in final.values())
+
+
+def test_an_objective_that_knows_no_classes_says_so(tmp_path):
+    settings = override(load_preset("configs/_digits.yaml"), image__objective="drifting")
+    with pytest.raises(ValueError, match="drifting knows no classes: set image"):
+        train(settings, tmp_path, build, quiet=True)
 
 
 def test_wrong_options_are_one_line():
