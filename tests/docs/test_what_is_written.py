@@ -18,6 +18,8 @@ from tests.docs.pages import PAGES, ROOT, blocks, commands, joined
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 
 NOT_RUN = {
+    "estimators.md": ["it takes longer than all other blocks of this page"],
+    "images.md": ["hours"],
     "README.md": ["these two set up the repository itself, and the second is what runs this page"],
     "several-machines.md": ["needs eight GPUs", "needs two machines", "needs Slurm"],
     "ten-minutes.md": ["the test runs in an installation that is there already"],
