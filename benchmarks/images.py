@@ -8,7 +8,7 @@ A cell trains RUNS/ON/NAME-SEED for the number of steps that its objective makes
 costs), without classes, draws as many images as the training split has (5,000 at most) with averaged weights, and scores them against
 the test split, or with --select against a fifth of the training images, held out to choose settings on. Each is drawn from as it was
 trained to be (flowmap.objectives: pushforward; flow matching by Euler's method, DDIM on the cosine path; consistency by restarts; energy
-and drifting in one step). Cells lie in benchmarks/results/images/.
+and drifting in one step). Cells lie in benchmarks/results/images/, those of other settings in its folder trials/.
 """
 
 import argparse
@@ -157,7 +157,8 @@ def image_cell(
         "config": to_dict(config), "data": images_of(config).fingerprint, "steps": [list(STEPS), list(EULER_STEPS)],
         "in full": list(SCORED_IN_FULL), "network": VERSION, "objective": version_of(config),
     }  # fmt: skip
-    return cell(RESULTS / f"{on}-{short}.json", inputs, command, measure, kept)
+    folder = RESULTS / "trials" if variant else RESULTS
+    return cell(folder / f"{on}-{short}.json", inputs, command, measure, kept)
 
 
 def version_of(config: RunConfig) -> int | None:
