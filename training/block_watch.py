@@ -42,10 +42,10 @@ def cost_by_block(model: Any, windows: Mapping[str, TokenStates]) -> dict[str, f
 
 
 def in_blocks(states: TokenStates, lengths: Sequence[int]) -> TokenStates:
-    """Windows cut into blocks of the longest of these lengths that is less than a window, a level each."""
+    """Windows cut into blocks of the longest of these lengths of which three or more fill one, a level each."""
     assert isinstance(states.context, Blocks)
     window = states.tokens.shape[1]
-    size = torch.full((states.size,), max((n for n in lengths if n < window), default=window))
+    size = torch.full((states.size,), max((n for n in lengths if 3 * n <= window), default=window))
     place = torch.arange(states.tokens.shape[1]).expand_as(states.tokens)
     return replace(states, context=replace(states.context, size=size), levels=place // size[:, None])
 
