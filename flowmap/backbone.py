@@ -17,6 +17,8 @@ from flowmap.attention import Attention, resolve
 VERSION = 2
 """Of what a network of given weights computes and what a step of it costs: raised when either changes, so that what was measured
 before does not stand beside what is measured after. 2: GELU as torch's plain one, one state without queries and keys."""
+PREFIX = "num_prefix"
+"""What a cache is told of itself: how many of its states are a prefix."""
 Positions = Literal["learned", "rope", "learned-2d", "rope-2d", "none"]
 
 
@@ -127,20 +129,20 @@ class Backbone(nn.Module):
             h = h + _built(self.read_self, "self_conditioning")(self_cond)
         past = cache.get_seq_length() if cache is not None else 0
         if places is None:
-            if past and self.config.prefix_size and self.config.positions in ("learned", "learned-2d", "rope-2d"):
-                raise ValueError(
-                    "behind a cache that may hold a prefix, which has no place of its own, say where the states stand: places"
-                )
-            end = past + x.shape[1]
+            # a prefix in the cache has no place among the states, but for one-dimensional RoPE, which counts it
+            first = past if self.config.positions == "rope" else past - getattr(cache, PREFIX, 0)
+            end = first + x.shape[1]
             if self.learned is not None and end > self.learned.held:
                 raise ValueError(f"{end} states, but positions for {self.learned.held}")
-            places = torch.arange(past, end, device=x.device)
+            places = torch.arange(first, end, device=x.device)
         if self.learned is not None:
             h = h + self.learned(places)
         num_prefix = 0
         if context.prefix is not None:
             num_prefix = context.prefix.shape[1]
             h = torch.cat([_built(self.read_prefix, "prefix_size")(context.prefix), h], 1)
+            if cache is not None:
+                setattr(cache, PREFIX, num_prefix)
         condition = Condition(self._told(t, s, context))
         if num_prefix or clean is not None:
             none = t.new_zeros(len(x))

@@ -13,6 +13,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from flowmap.rng import Rng
 from flowmap.samplers import Guided, sample, uniform_times
 from imm.data import Images, fingerprint, load_images
 from imm.model import ImageFlow, ImageFlowConfig
+from training.objectives import build_objective
 
 PICTURES = find_spec("PIL") is not None  # the one thing that is left out where it is not
 PACED = 1000  # what is scheduled is told a thousandth of the time for a step
@@ -129,7 +131,7 @@ def read(file: Path) -> Images:
 
 def train(name: str, images: Images, args: Any, device: torch.device) -> tuple[ImageFlow, int]:
     """For the given time; returns the averaged weights and how many steps there were."""
-    objective = OBJECTIVES[name](**options_of(name, PACED))
+    objective = build_objective("image", SimpleNamespace(objective=name, options=options_of(name, PACED)), OBJECTIVES)
     channels, height, width = images.shape
     torch.manual_seed(args.seed)
     config = ImageFlowConfig(  # type: ignore[call-arg]
