@@ -136,7 +136,10 @@ def plot(
         colour = NAMED.get(name, SERIES[i % len(SERIES)])
         places = [at(p.x, p.y) for p in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        dashes = (
+            ' stroke-dasharray="6 4"' if name not in NAMED and i >= len(SERIES) else ""
+        )  # a second round of the colours
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"{dashes}/>')
         for p, (x, y) in zip(line, places, strict=True) if dots else ():
             if p.error:
                 y_1, y_2 = at(p.x, p.y - p.error)[1], at(p.x, p.y + p.error)[1]
@@ -145,10 +148,12 @@ def plot(
             if p.label:
                 parts.append(_text(x + 6, y - 5, p.label, 11))
         y = top + 16 + 20 * i
-        parts.append(f'<rect x="{left + width + 14}" y="{y - 10}" width="12" height="12" fill="{colour}"/>')
+        swatch = f'x1="{left + width + 10}" x2="{left + width + 28}" y1="{y - 4}" y2="{y - 4}"'
+        parts.append(f'<line {swatch} stroke="{colour}" stroke-width="4"{dashes}/>')
         parts.append(_text(left + width + 32, y, name, 12))
     tallest = max(height, 20 * len(series))
-    return _svg(left + width + 210, top + tallest + 44, parts, f"{y_label} against {x_label}")
+    beside = max(210, 44 + 7 * max(map(len, series), default=0))
+    return _svg(left + width + beside, top + tallest + 44, parts, f"{y_label} against {x_label}")
 
 
 def beside(pictures: Sequence[str], label: str) -> str:
