@@ -38,7 +38,7 @@ from eval.flow_text import scored_text
 from eval.records import record, seeds_mean
 from flowlm.likelihood import Clock, vlb
 from flowlm.likelihood.importance import COUNTS, LARGEST
-from flowlm.likelihood.terms import snr_of, time_of
+from flowlm.likelihood.terms import time_of
 
 RESULTS = Path(__file__).parent / "results" / "likelihoods"
 PRESETS = ("flow-flm", "flow-fmlm", "flow-leap", "flow-block-flow", "flow-mdlm", "flow-bd3lm", "flow-ar")
@@ -145,7 +145,7 @@ def uniform_in_time(run: FlowRun, fitted: Clock) -> Clock:
     path = run.model.map.path
     last = float(time_of(path, torch.tensor(fitted.end, dtype=torch.float64)))
     times = torch.linspace(1.0, last, EVEN_CELLS + 1, dtype=torch.float64)[1:-1]
-    inner = torch.tensor([snr_of(path, float(t)) for t in times], dtype=torch.float64)
+    inner = path.snr(times) / path.noise_scale**2
     edges = torch.cat([torch.zeros(1, dtype=torch.float64), inner, torch.tensor([fitted.end], dtype=torch.float64)])
     return Clock(edges, torch.full((len(edges) - 1,), 1 / (len(edges) - 1), dtype=torch.float64), fitted.reading)
 

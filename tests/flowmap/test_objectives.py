@@ -306,6 +306,14 @@ def test_identities_of_the_linear_path_are_not_used_on_another(name):
         OBJECTIVES[name]()(model, StateBatch(torch.zeros(8, 1, 1)), rng=Rng(0, torch.arange(8)), step=0)
 
 
+def test_spans_have_a_law_of_their_own_or_that_of_the_times():
+    apart = ImprovedMeanFlow(times=Uniform(0.4, 0.6), spans=Uniform(0.0, 0.3))
+    same = Lagrangian(times=Uniform(0.4, 0.6))
+    for objective, low, high in ((apart, 0.0, 0.3), (same, 0.4, 0.6)):
+        t, s = objective.pair(Rng(0, torch.arange(500)), 500, 0)
+        assert (low <= s).all() and (s <= t).all() and (t <= high).all()
+
+
 def test_consistency_steps_back_in_the_noise_of_its_paper():
     path, objective = GaussianMap().path, Consistency(stage=10, stages=3)
     t = torch.tensor([0.2, 0.5, 0.9, 0.99], dtype=torch.float64)
