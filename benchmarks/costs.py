@@ -20,6 +20,8 @@ from training.slices import SliceLoss
 from training.task import Task
 
 Build = Callable[[RunConfig, Accelerator], Task]
+TIMED_STEP = 1000
+"""The step of training that is timed: what is paced should be half through by then."""
 
 
 def measure_costs(
@@ -71,7 +73,7 @@ def one_step(config: RunConfig, build: Build) -> Callable[[], object]:
     optimizers = make_optimizers(module, replace(config.optimizer, lr=1e-12))
 
     def run() -> None:
-        module(batch, rng, 1000).sum.backward()
+        module(batch, rng, TIMED_STEP).sum.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

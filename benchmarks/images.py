@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
-from benchmarks.costs import measure_costs, seconds_of_a_step
+from benchmarks.costs import TIMED_STEP, measure_costs, seconds_of_a_step
 from benchmarks.image_objectives import EULER_STEPS, FIELDS, STEPS, counts_of, options_of
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
@@ -66,7 +66,7 @@ def main() -> None:
     variant = settings([*args.set, *["image.selection=true"] * args.select])
     for on in args.on:
         if args.costs:
-            configs = {name: config_of(on, name, 0) for name in VARIANTS}
+            configs = {name: config_of(on, name, 0, 2 * TIMED_STEP) for name in VARIANTS}
             measure_costs(configs, build, on, costs_of(on), command)
             continue
         costs = read_costs(on)

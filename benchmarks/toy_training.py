@@ -43,7 +43,7 @@ RECIPES = {
     "eulerian": Recipe(),
     "mean-flow": Recipe(lambda steps: {"power": 0.0}),
     "improved-mean-flow": Recipe(lambda steps: {"power": 0.0}),
-    "alpha-flow": Recipe(lambda steps: {"end": steps * 3 // 4}),
+    "alpha-flow": Recipe(lambda steps: {"end": steps}),
     "trajectory": Recipe(),
     "imm": Recipe(lambda steps: {"group_size": 128, "k": 2, "kernel": "laplace", "weighted": False}, 10.0),
     "consistency": Recipe(lambda steps: {"stage": steps // 8}),

@@ -1,19 +1,22 @@
-"""AlphaFlow (2510.20771): one family from trajectory matching (α = 1) over shortcuts to MeanFlow (α → 0).
+"""AlphaFlow (2510.20771): one family from trajectory matching (α = 1) over shortcuts to MeanFlow (α = 0).
 
     Δ = α^{−½}·(u(x_t,t,s) − (α·ṽ + (1−α)·sg u(x_u,u,s))),   ṽ = ε−x,  u = t − α(t−s),  x_u = x_t − α(t−s)ṽ
 
-α falls from 1 to its floor by a sigmoid of the step, between `start` and `end`.
+α falls from 1 to 0 by a sigmoid of the step, between `start` and `end`; below `lowest` it is 0, where Δ's gradient goes over to MeanFlow's.
 """
 
 import math
 
 import torch
 
-from flowmap.objectives.two_time import Noised, TwoTime
-from flowmap.times import LogitNormal, TimeLaw
+from flowmap.objectives.mean_flow import MeanFlow
+from flowmap.objectives.two_time import Noised
+from flowmap.times import TimeLaw
 
 
-class AlphaFlow(TwoTime):
+class AlphaFlow(MeanFlow):
+    version = 2
+
     def __init__(
         self,
         diagonal: float = 0.25,
@@ -21,18 +24,21 @@ class AlphaFlow(TwoTime):
         power: float = 0.0,
         start: int = 0,
         end: int = 3000,
-        lowest: float = 0.05,
+        lowest: float = 0.005,
         spans: TimeLaw | None = None,
     ) -> None:
-        super().__init__(diagonal, times or LogitNormal(), power, spans=spans)
+        super().__init__(diagonal, times, power, spans)
         self.start, self.end, self.lowest = start, end, lowest
 
     def alpha(self, step: int) -> float:
         place = 12 * ((step - self.start) / max(1, self.end - self.start) - 0.5)
-        return max(self.lowest, 1 / (1 + math.exp(min(place, 60.0))))
+        alpha = 1 / (1 + math.exp(min(place, 60.0)))
+        return alpha if alpha >= self.lowest else 0.0
 
     def residual(self, model, teacher, x: Noised, step):
         alpha = self.alpha(step)
+        if alpha == 0:
+            return super().residual(model, teacher, x, step)
         u = x.t - alpha * (x.t - x.s)
         with torch.no_grad():
             ahead = teacher.velocity(x.x_t - alpha * x.span() * x.dx, u, x.s, x.context)

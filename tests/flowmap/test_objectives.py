@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -75,6 +76,14 @@ def test_the_exact_map_is_a_stationary_point_and_its_neighbour_is_not(name):
     assert beside.abs().max() > 6, beside
 
 
+def at_alpha(alpha):
+    """Off the diagonal, of this α at step 10⁶."""
+    place = math.log(1 / alpha - 1) / 12 + 0.5
+    flow = AlphaFlow(0.0, Uniform(), end=round(10**6 / place))
+    assert flow.alpha(10**6) == pytest.approx(alpha, rel=1e-4)
+    return flow
+
+
 def size_at_truth(objective, step=10**6):
     return gradients(objective, GaussianMap(), step).mean(0).norm()
 
@@ -82,7 +91,7 @@ def size_at_truth(objective, step=10**6):
 @pytest.mark.parametrize(
     "biased, nearly",
     [
-        (AlphaFlow(0.0, Uniform(), lowest=0.8), AlphaFlow(0.0, Uniform(), lowest=0.02)),
+        (at_alpha(0.8), at_alpha(0.02)),
         (Consistency(Uniform(0.1, 0.95), stages=4, huber=10.0), Consistency(Uniform(0.1, 0.95), stages=8, huber=10.0)),
         (
             InductiveMomentMatching(group_size=2, statistic="v", k=6, t_max=0.95, weighted=False),
@@ -324,9 +333,19 @@ def test_consistency_steps_back_in_the_noise_of_its_paper():
         assert torch.allclose(r / (1 - r), expected) and torch.allclose(apart, noise - expected)
 
 
-def test_alpha_falls_from_one_to_its_floor():
-    flow = AlphaFlow(end=1000, lowest=0.05)
-    assert flow.alpha(0) > 0.99 and flow.alpha(500) == pytest.approx(0.5) and flow.alpha(5000) == 0.05
+def test_alpha_falls_from_one_to_nothing():
+    flow = AlphaFlow(end=1000)
+    assert flow.alpha(0) > 0.99 and flow.alpha(500) == pytest.approx(0.5) and flow.alpha(1000) == 0.0
+    assert 0.005 <= flow.alpha(940) < 0.0051 and flow.alpha(942) == 0.0
+
+
+def test_alpha_flow_goes_over_to_mean_flow():
+    """In the gradient, which its α^{−½} keeps of one size; below the lowest α it is MeanFlow's."""
+    beside = GaussianMap((0.5, -0.3, 0.5, -0.3))
+    exact = gradients(MeanFlow(0.0, Uniform(), power=0.0), beside, rounds=1)
+    far, near = (gradients(at_alpha(alpha), beside, rounds=1) for alpha in (0.1, 0.006))
+    assert (near - exact).norm() < 0.15 * (far - exact).norm() and (near - exact).norm() < 0.05 * exact.norm()
+    assert torch.equal(gradients(AlphaFlow(0.0, Uniform()), beside, rounds=1), exact)
 
 
 def test_shortcut_spans_are_dyadic_and_inside_the_interval():
