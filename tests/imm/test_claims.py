@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import claims, image_objectives, images
+from benchmarks import claim_moments, claims, image_objectives, images
 from benchmarks.images import VARIANTS
 from eval.records import read_records, record, write_records
 from flowmap.objectives import InductiveMomentMatching
@@ -17,7 +17,6 @@ SECONDS = 1.0
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "RESULTS", tmp_path / "cells")
-    monkeypatch.setattr(claims, "HERE", tmp_path / "claims")
     monkeypatch.setattr(image_objectives, "EULER_STEPS", (1, 2, 3))
     monkeypatch.setattr(image_objectives, "STEPS", (1, 2))
     monkeypatch.setattr(images, "SCORED_IN_FULL", (1,))
@@ -33,18 +32,19 @@ def test_each_claim_ends_in_records_and_a_picture_and_nothing_is_trained_twice(h
     monkeypatch.setattr("sys.argv", told)
     claims.main()
     said = capsys.readouterr().out
+    assert set(claims.CLAIMS) == set(claims.claims())
     for claim in claims.CLAIMS:
-        assert (here / "claims" / f"digits-{claim}.svg").read_text().startswith("<?xml")
-        assert read_records(here / "claims" / f"digits-{claim}.json")
+        assert (here / "cells" / "claims" / f"digits-{claim}.svg").read_text().startswith("<?xml")
+        assert read_records(here / "cells" / "claims" / f"digits-{claim}.json")
     assert "FID without s over FID with it" in said and "seed by seed" in said and said.count("Spearman") == 6
-    moments = read_records(here / "claims" / "digits-moments.json")
+    moments = read_records(here / "cells" / "claims" / "digits-moments.json")
     assert all(r["interval"][0] <= r["value"] <= r["interval"][1] for r in moments)
-    snapshots = read_records(here / "claims" / "digits-moments-0.json")
+    snapshots = read_records(here / "cells" / "claims" / "digits-moments-0.json")
     assert {r["trained_steps"] for r in snapshots} == {2, 4, 6}  # of the cell's own run
     cell = read_records(here / "cells" / "digits-imm-0.json")
     assert all(r["training_cpu_seconds"] > 0 for r in cell if r["subject"] == "imm")
     monkeypatch.setattr(images, "train", None)
-    monkeypatch.setattr(claims, "train", None)
+    monkeypatch.setattr(claim_moments, "train", None)
     claims.main()
 
 
@@ -55,8 +55,9 @@ def test_the_moments_are_those_of_a_model_in_full_precision(monkeypatch):
         channels=1, height=8, width_pixels=8, patch=8, backbone={"width": 8, "depth": 1, "heads": 1}
     )
     model, told = ImageFlow(config), []
-    monkeypatch.setattr(claims, "InductiveMomentMatching", lambda **more: Listening(told, **more))
-    assert np.isfinite(claims.held_out_mmd(model, digits, "energy"))
+    monkeypatch.setattr(claim_moments, "InductiveMomentMatching", lambda **more: Listening(told, **more))
+    value, size = claim_moments.held_out_mmd(model, digits, "energy")
+    assert np.isfinite(value) and size == 352  # whole groups of 32 of 359
     assert set(told) == {torch.float64} and next(model.parameters()).dtype == torch.float32
 
 
@@ -72,5 +73,5 @@ class Listening(InductiveMomentMatching):
 
 def test_a_correlation_has_an_interval_over_snapshots():
     rising = ([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 5.0, 4.0])
-    value, low, high = claims.correlation([rising, rising])
+    value, low, high = claim_moments.correlation([rising, rising])
     assert value == pytest.approx(0.9) and low < value <= high <= 1
