@@ -106,11 +106,14 @@ def by_calls(
     run: FlowRun, calls: Sequence[int], seed: int, warp: Warp | None = None, block_steps: Sequence[int] = (1, 2, 4, 8)
 ) -> Iterator[Sampling]:
     """The measured ways of the model to write, steps ending where its training looked equally often. Whole windows: at so many calls of its network a sample, by every sampler, and where
-    it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block."""
+    it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block. Where there is a
+    decoder of its own, by the nearest codes too."""
     lengths, all_passes = run.model.config.block_lengths or [None], passes_of(run.model)
-    for sampler, length, passes in product(samplers_of(run.model), lengths, all_passes):
+    decoders = (None, "nearest") if getattr(run.model.config, "rounding", None) else (None,)
+    for sampler, length, passes, decoder in product(samplers_of(run.model), lengths, all_passes, decoders):
         grid = "clock" if getattr(run.model.config, "clock", None) else None
-        asked = SimpleNamespace(block=length, self_conditioning=False if passes < max(all_passes) else None, grid=grid)
+        once = False if passes < max(all_passes) else None
+        asked = SimpleNamespace(block=length, self_conditioning=once, grid=grid, decoder=decoder)
         steps = block_steps if length else [n // passes for n in calls if n >= passes]
         yield from samplings(run, run.model.grids(steps), sampler, warp, seed, asked)
 

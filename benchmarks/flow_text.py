@@ -27,7 +27,7 @@ from benchmarks.orderings import needed, print_orderings
 from eval.flow import load_flow
 from eval.flow_perplexity import measure_flow
 from eval.flow_samples import draw_flow
-from eval.frontier import at_entropy, frontiers
+from eval.frontier import at_entropy, frontiers, written_by
 from eval.loading import load_run
 from eval.quality import quality
 from eval.records import seeds_mean
@@ -158,7 +158,7 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
     for on, subject in _pairs(records):
         own = [r for r in records if (r["on"], r["subject"]) == (on, subject) and r["metric"] in METRICS]
         for kind in dict.fromkeys(map(_kind, own)):
-            sampler, temperature, block, one_pass = kind
+            sampler, temperature, block, decoder, one_pass = kind
             same = [r for r in own if _kind(r) == kind]
             by = {n: [r for r in same if _column(r) == n] for n in dict.fromkeys(map(_column, same))}
             told = [_three(by[n]) if n in by else "" for n in CALLS]
@@ -167,6 +167,7 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
             how = (
                 (sampler or "")
                 + (f", blocks of {block}, by steps" if block else "")
+                + (f", {decoder}" if decoder else "")
                 + (", one pass" if one_pass else "")
             )
             at = "" if temperature is None else f"{temperature:g}"
@@ -174,9 +175,9 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
 
 
 def _kind(r: dict[str, Any]) -> tuple[Any, ...]:
-    """Sampler, temperature, block length, and whether a model that conditions on itself did without."""
+    """Sampler, temperature, block length, decoder, and whether a model that conditions on itself did without."""
     contract = r["contract"]
-    told = contract.get("sampler"), contract.get("temperature"), contract.get("block")
+    told = (contract.get(name) for name in ("sampler", "temperature", "block", "decoder"))
     return (*told, contract.get("self_conditioning") is False)
 
 
@@ -233,11 +234,11 @@ def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
         for r in [r for r in judged if r["subject"] == "data"][:1]:
             axis.axhline(r["value"], color="gray", linestyle=":", label="real text")
         hot = [r for r in judged if r["contract"].get("temperature") == 1.0 and not r["contract"].get("block")]
-        for subject, sampler in dict.fromkeys((r["subject"], r["contract"]["sampler"]) for r in hot):
-            own = [r for r in hot if (r["subject"], r["contract"]["sampler"]) == (subject, sampler)]
+        for who, sampler in dict.fromkeys((written_by(r), r["contract"]["sampler"]) for r in hot):
+            own = [r for r in hot if (written_by(r), r["contract"]["sampler"]) == (who, sampler)]
             calls = sorted({r["contract"]["nfe"] for r in own})
             means = [seeds_mean([r for r in own if r["contract"]["nfe"] == n])["value"] for n in calls]
-            axis.plot(calls, means, marker="o", label=f"{subject}, {sampler}")
+            axis.plot(calls, means, marker="o", label=f"{who}, {sampler}")
         axis.set_xscale("log", base=2)
         axis.set(xlabel="calls of the network", ylabel="judge NLL, nats/token", title=on)
         axis.legend(fontsize=6)

@@ -16,12 +16,6 @@ FIELDS: dict[str, dict[str, Any]] = {"shortcut": {"optimizer__weight_decay": 0.1
 PACED = {"alpha-flow": ("end", 1.0), "consistency": ("stage", 0.125), "continuous-consistency": ("warmup", 0.25)}
 """What runs its course over a share of the training: an option, in steps."""
 STEPS = (1, 2, 4, 8, 16, 50)
-FEW = (1, 2, 4, 8)
-IN_CLAIMS = (
-    "imm", "lagrangian", "imm, s zeroed", "lagrangian, s zeroed", "flow-matching", "flow-matching, cosine",
-)  # fmt: skip
-"""Drawn from at all STEPS everywhere; other maps of images larger than digits at a FEW, since many steps of many images take longer than
-their training."""
 EULER_STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 50)
 """Of flow matching, so that the number that matches a one-step map can be read off."""
 
@@ -35,14 +29,9 @@ def options_of(objective: str, steps: int) -> dict[str, Any]:
     return options
 
 
-def steps_of(on: str, name: str) -> tuple[int, ...]:
-    """Of a map that jumps."""
-    return STEPS if on == "digits" or name in IN_CLAIMS else FEW
-
-
-def counts_of(sampler: str, most: int | None, steps: Sequence[int] = STEPS) -> tuple[int, ...]:
-    """Numbers of steps at which a model is drawn from. most: that it was trained for, None for any. steps: of a map that jumps."""
-    counts = EULER_STEPS if sampler in ("euler", "ddim") else steps
+def counts_of(sampler: str, most: int | None, all_steps: Sequence[int] = ()) -> tuple[int, ...]:
+    """Numbers of steps at which a model is drawn from. most: that it was trained for, None for any."""
+    counts = EULER_STEPS if sampler in ("euler", "ddim") else all_steps or STEPS
     if sampler == "shortcut":
         counts = [count for count in counts if count & (count - 1) == 0]
     return tuple(count for count in counts if most is None or count <= most)

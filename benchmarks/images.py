@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
 from benchmarks.costs import TIMED_STEP, measure_costs, seconds_of_a_step
-from benchmarks.image_objectives import EULER_STEPS, FIELDS, STEPS, counts_of, options_of, steps_of
+from benchmarks.image_objectives import EULER_STEPS, FIELDS, STEPS, counts_of, options_of
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
 from eval.records import record, seeds_mean
@@ -125,7 +125,7 @@ def image_cell(
         records = [{**r, "beside": name} for r in scorer.floors(num)]
         own, most = run.model.config.sampler, run.model.config.most_steps
         ways = [own, "restart"] if "s zeroed" in name else [own]
-        for sampler, count in [(way, count) for way in ways for count in counts_of(way, most, steps_of(on, name))]:
+        for sampler, count in [(way, count) for way in ways for count in counts_of(way, most)]:
             drawn = draw_images(run.model, num, count, sampler, seed)
             contract = {
                 "steps": count, "nfe": drawn.nfe, "sampler": sampler, "dtype": "float32", "ema": config.training.ema,
@@ -154,7 +154,7 @@ def image_cell(
         return records
 
     inputs = {
-        "config": to_dict(config), "data": images_of(config).fingerprint, "steps": [list(steps_of(on, name)), list(EULER_STEPS)],
+        "config": to_dict(config), "data": images_of(config).fingerprint, "steps": [list(STEPS), list(EULER_STEPS)],
         "in full": list(SCORED_IN_FULL), "network": VERSION, "objective": version_of(config),
     }  # fmt: skip
     folder = RESULTS / "trials" if variant else RESULTS

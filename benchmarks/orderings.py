@@ -5,7 +5,7 @@ judge's NLL of samples at temperature 1 in so many calls of the network. shared 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from eval.records import seeds_mean
@@ -15,15 +15,16 @@ Variant = dict[str, Any]
 
 @dataclass(frozen=True)
 class Ordering:
-    """better, worse: (preset, what is set in it). nfe: calls of the network of the samples judged, None: the bound. sampler: of both,
-    or of each."""
+    """better, worse: (preset, what is set in it). nfe: calls of the network of the samples judged, None: the bound. samplers, decoders:
+    that wrote them, "": the only one."""
 
     source: str
     claim: str
     better: tuple[str, Variant]
     worse: tuple[str, Variant]
     nfe: int | None = None
-    samplers: tuple[str, str] = field(default=("", ""))
+    samplers: tuple[str, str] = ("", "")
+    decoders: tuple[str, str] = ("", "")
 
 
 EULER, JUMPS = ("ddim", "ddim"), ("pushforward", "pushforward")
@@ -39,13 +40,18 @@ ORDERINGS = (
     Ordering("plaid", "the matched filter before none", ("flow-plaid", {}), ("flow-plaid", {"flow__prior": False})),
     Ordering("plaid", "self-conditioning before none", ("flow-plaid", {}), ("flow-plaid", ONE_PASS)),
     Ordering("plaid", "a learned schedule before an even one", ("flow-plaid", {}), ("flow-plaid", UNIFORM)),
+    Ordering("plaid", "learned codes before codes as drawn", ("flow-plaid", {}), ("flow-plaid", {"flow__learn_codes": False})),
+    Ordering("plaid", "the bound alone before cross-entropy added", ("flow-plaid", {}), ("flow-plaid", {"flow__options__cross_entropy": 1.0})),
     Ordering("cdcd", "times warped by cross-entropy before uniform ones", ("flow-cdcd", {}), ("flow-cdcd", UNIFORM), 16, EULER),
     Ordering("langflow", "self-conditioning before none", ("flow-langflow", {}), ("flow-langflow", ONE_PASS), 16, EULER),
-    Ordering("codar", "a contextual decoder before the softmax", ("flow-codar", {}), ("flow-codar", {"flow__decoder": "softmax"}), 16, EULER),
+    Ordering("codar", "a contextual decoder before the softmax", ("flow-codar", {}), ("flow-codar", {"flow__decoder": "softmax"}), 16, EULER, ("contextual", "")),
+    Ordering("codar", "a contextual decoder before the nearest code", ("flow-codar", {}), ("flow-codar", {}), 16, EULER, ("contextual", "nearest")),
     Ordering("flowlm-adapt", "fine-tuned before trained from scratch", ("flow-adapt", {}), ("flow-adapt", {"flow__start": None}), 4, EULER),
+    Ordering("bd3lm", "times clipped before all times", ("flow-bd3lm", {}), ("flow-bd3lm", {"flow__options__least": 0.0, "flow__options__most": 1.0})),
     Ordering("mdlm", "blocks before whole windows", ("flow-bd3lm", {}), ("flow-mdlm", {})),
     Ordering("mdlm", "autoregressive before blocks", ("flow-ar", {}), ("flow-bd3lm", {})),
     Ordering("leap", "the denoiser's gradient first", ("flow-leap", {}), ("flow-leap", {"flow__project": False}), 4, JUMPS),
+    Ordering("leap", "the few-step map last before all along", ("flow-leap", {}), ("flow-leap", {"flow__few_step_from": 0.0}), 4, JUMPS),
     Ordering("leap", "times that follow cross-entropy before uniform ones", ("flow-leap", {}), ("flow-leap", UNIFORM), 4, JUMPS),
 )  # fmt: skip
 
@@ -76,6 +82,8 @@ def value_of(records: Sequence[dict[str, Any]], ordering: Ordering, side: int) -
         ]
         return min(map(seeds_mean, by_block), key=lambda r: r["value"], default=None)
     wanted = {"sampler": ordering.samplers[side], "nfe": ordering.nfe, "temperature": 1.0}
+    if ordering.decoders[side]:
+        wanted["decoder"] = ordering.decoders[side]
     judged = [
         r
         for r in own

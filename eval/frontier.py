@@ -41,7 +41,15 @@ def frontiers(records: Sequence[dict[str, Any]], on: str) -> dict[Way, dict[floa
 def way(r: dict[str, Any]) -> Way:
     contract = r["contract"]
     refined = (contract["sampler"], contract["nfe"]) if "sampler" in contract else (None, None)
-    return (r["subject"], contract.get("block", 1), *refined)
+    return (written_by(r), contract.get("block", 1), *refined)
+
+
+def written_by(r: dict[str, Any]) -> str:
+    """The subject, and what besides its sampler it was asked to do otherwise than it was trained to."""
+    decoder = r["contract"].get("decoder")
+    told = [f"decoder {decoder}"] * (decoder in ("softmax", "nearest"))
+    told += ["one pass a step"] * (r["contract"].get("self_conditioning") is False)
+    return ", ".join([r["subject"], *told])
 
 
 def sections(records: Sequence[dict[str, Any]]) -> list[Section]:

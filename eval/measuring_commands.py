@@ -40,11 +40,13 @@ def probe(argv: list[str]) -> None:
         block: int | None = None
         """tokens per trunk pass, default the head's own K. Flow language models of
         blocks: tokens of a block, default the longest that was trained"""
-        decoder: tuple[Literal["joint", "independent", "verified", "softmax", "contextual"], ...] = ("joint",)
+        decoder: tuple[Literal["joint", "independent", "verified", "softmax", "contextual", "nearest"], ...] = (
+            "joint",
+        )
         """joint: the model's own law, a head's by direct decoding, else token by token. independent: each token drawn apart
         from its own marginal, as the best factorised decoder would. verified: drafts that the trunk judges. Flow
         language models: softmax, each token from its own, contextual, by the decoder that was trained along, default where
-        there is one. One row each"""
+        there is one, nearest, the code next to its state. One row each"""
         verify: Literal["token", "block", "gumbel", "inverse-cdf", "jacobi"] | None = None
         """with --decoder verified: the rule, default token, or jacobi without a head"""
         ending: Literal["token", "any"] = "token"

@@ -61,9 +61,9 @@ def sample(argv: list[str]) -> None:
         """with --delay: which tokens start first, default left-to-right"""
         grid: Literal["even", "clock"] | None = None
         """flow language models: steps of one length in time (default), or between which training looked equally often"""
-        decoder: Literal["softmax", "contextual"] | None = None
-        """flow language models: each token from its own softmax, or by the decoder that was trained along, default where there
-        is one"""
+        decoder: Literal["softmax", "contextual", "nearest"] | None = None
+        """flow language models: each token from its own softmax, by the decoder that was trained along, default where there
+        is one, or the nearest code of its state"""
         guidance: float = 1.0
         """images, and flow language models whose prompts were dropped now and then: classifier-free guidance, at twice the calls;
         1 is none"""

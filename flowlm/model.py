@@ -164,6 +164,9 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         if asked == "contextual" and (not has or delay):
             why = f"delay {delay} draws tokens as they arrive" if delay else "this model was trained without it"
             raise ValueError(f"decoder contextual: {why}, take softmax")
+        if asked == "nearest" and (delay or self.map.finishes):
+            why = f"delay {delay} draws tokens as they arrive" if delay else "its codes have no table"
+            raise ValueError(f"decoder nearest: {why}, take softmax")
         return asked or ("contextual" if has and not delay else "softmax")
 
     def clock_times(self, steps: int) -> tuple[float, ...]:

@@ -32,8 +32,8 @@ from flowmap.rng import Rng
 from flowmap.self_conditioning import TwoPass
 from flowmap.warp import Warp
 
-DECODERS = ("softmax", "contextual")
-"""How tokens are read off at the end: each from its own softmax, or by this decoder."""
+DECODERS = ("softmax", "contextual", "nearest")
+"""How tokens are read off at the end: each from its own softmax, by this decoder, or each by the code nearest to x̂."""
 
 
 class Rounding(nn.Module):

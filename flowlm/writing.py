@@ -5,9 +5,9 @@
 With n steps the sampler makes the first n − 1, down to t = 1/n, and the softmax read there is the last: a two-time map
 is told s = 0, a sampler of the local flow (euler, heun, ddim, ddpm) reads its own p_{t→t}. A contextual decoder is given
 where the last jump lands instead, x̂ = g of that softmax, and writes by `rounding`: as many calls of the map, and a call of its
-own a token; so is a map whose codes have no table, which reads tokens there in one call more (`latent_map`). A window is written as a whole,
-or block after block, each behind the tokens of those before it (`blocks`); all tokens at once, or each some steps after the
-one before (`pyramid`).
+own a token; so is a map whose codes have no table, which reads tokens there in one call more (`latent_map`). The decoder
+`nearest` takes the code next to x̂ and draws nothing. A window is written as a whole, or block after block, each behind the
+tokens of those before it (`blocks`); all tokens at once, or each some steps after the one before (`pyramid`).
 """
 
 from collections.abc import Callable, Sequence
@@ -87,6 +87,9 @@ class Refinement:
             return write_apart(draft, x, uniform, rng, self)
         if self.decoder == "contextual":
             return self.round(draft, draft.heading(*self.approach(draft, x, rng)), uniform)
+        if self.decoder == "nearest":
+            tokens = draft.model.codebook.decode(draft.heading(*self.approach(draft, x, rng)))
+            return tokens, torch.zeros_like(uniform)
         if draft.finishes:
             return self.warp.draw(draft.read(draft.heading(*self.approach(draft, x, rng))), uniform)
         return self.warp.draw(self.last_logits(draft, x, rng), uniform)

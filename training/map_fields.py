@@ -72,6 +72,8 @@ class FlowConfig:
     """begin with the weights of this run, of the same sizes and codes, instead of fresh ones; path and objective may differ"""
     teacher: str | None = None
     """a run whose frozen denoiser is learned from in the place of the text's tokens (objectives with a few-step part)"""
+    few_step_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share of the steps before which every sample is the denoiser's (objectives on logits with a few-step part)"""
     project: bool = False
     """take out of the few-step loss's gradient what goes against the denoiser's"""
     codebook: str = "one-hot"
@@ -80,6 +82,8 @@ class FlowConfig:
     window, frozen, with objective decoded"""
     state_size: Count = 32
     """of learned codes, and of an encoder's after PCA"""
+    learn_codes: bool = True
+    """embedding, sphere: False keeps the codes as they were drawn, or as flow.start has them"""
     encoder: str | None = None
     """table: the transformers model that gives the codes, by name or path; contextual: of this run's tokens, or a run of a trunk
     or of masked diffusion"""

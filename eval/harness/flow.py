@@ -121,9 +121,9 @@ class LeapFlow(HarnessModel):
     @cached_property
     def estimators(self) -> Estimators:
         """Fitted once, on the same windows by every process."""
-        if self.sampling.options.get("decoder") == "contextual":
+        if (decoder := self.sampling.options.get("decoder")) in ("contextual", "nearest"):
             raise ValueError(
-                f"{self.run.name} writes by a contextual decoder, whose law has no bound here: take tasks that generate, or "
+                f"{self.run.name} writes by the decoder {decoder}, whose law has no bound here: take tasks that generate, or "
                 "decoder=softmax"
             )
         steps = self.steps - 1 if self.estimator == "k-step" else self.steps

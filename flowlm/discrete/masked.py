@@ -11,6 +11,7 @@ block has a t of its own behind the clean text before it, and the bound is the s
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,12 +74,13 @@ Law = Callable[[Rng, str, TokenStates], Blanks]
 """(rng, name, windows) → a draw of what is blank."""
 
 
-def by_time(rng: Rng, name: str, batch: TokenStates) -> Blanks:
-    """The first line: t ~ U(0, 1], every open place blank with chance t."""
+def by_time(rng: Rng, name: str, batch: TokenStates, least: float = 0.0, most: float = 1.0) -> Blanks:
+    """The first line: t ~ U(least, most], every open place blank with chance t. Less than all times are a bound of one token alone,
+    whatever t; of more they train the middle (BD3-LM's clipped schedule)."""
     open_ = unknown(batch)
     own, count = batch.draws(rng)
     place = own.place(f"{name}/t", count) if own.spread else own.uniform(f"{name}/t", count)
-    t = batch.at_tokens((1 - place).float().to(open_.device))
+    t = batch.at_tokens((most - (most - least) * place).float().to(open_.device))
     u = rng.uniform(name, *open_.shape).to(open_.device)
     return Blanks((u < expand(t, u)) & open_, t, 1 / t)
 
@@ -110,17 +112,24 @@ LAWS: dict[str, Law] = {"time": by_time, "count": by_count}
 
 class MaskedDiffusion(Objective):
     """Nats a token, the bound. blanks: the law that they are drawn from, time (as published) or count. time_conditioning:
-    of the map that is trained."""
+    of the map that is trained. least, most: of the times, where not all are trained; the loss is then no bound."""
 
     spreads = True
 
-    def __init__(self, blanks: str = "time", time_conditioning: bool = False) -> None:
+    def __init__(
+        self, blanks: str = "time", time_conditioning: bool = False, least: float = 0.0, most: float = 1.0
+    ) -> None:
         super().__init__()
         if blanks not in LAWS:
             raise ValueError(f"blanks {blanks!r}: known are {', '.join(LAWS)}")
         if blanks == "count" and time_conditioning:
             raise ValueError("blanks by count leave no time to tell the network: take blanks by time")
-        self.law, self.time_conditioning = LAWS[blanks], time_conditioning
+        if not 0 <= least < most <= 1 or (blanks == "count" and (least, most) != (0, 1)):
+            raise ValueError(
+                f"blanks by {blanks} from {least} to {most}: times rise from 0 to 1, and counts are not cut"
+            )
+        self.law: Law = LAWS[blanks] if blanks == "count" else partial(by_time, least=least, most=most)
+        self.time_conditioning = time_conditioning
 
     def forward(self, model: Any, batch: TokenStates, *, teacher: Any = None, rng: Rng, step: int) -> Loss:
         blanks = self.law(rng, "blank", batch)

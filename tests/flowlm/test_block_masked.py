@@ -104,6 +104,17 @@ def test_blanks_have_a_time_a_block(law):
         assert drawn.at[:, 0].all() and set(drawn.at[:, 2:].sum(1).tolist()) == {1, 2}
 
 
+def test_clipped_times_lie_where_they_are_asked_to_and_weigh_every_token_as_before():
+    batch, rng = windows(torch.zeros(4000, N, dtype=torch.long), 2), Rng(0, torch.arange(4000))
+    drawn = MaskedDiffusion(least=0.3, most=0.8).law(rng, "blank", batch)
+    assert 0.3 < drawn.t.min() < 0.31 and 0.79 < drawn.t.max() <= 0.8
+    assert (drawn.at * drawn.weight).mean(0).tolist() == pytest.approx([1] * N, abs=0.08)
+    assert torch.equal(by_time(rng, "blank", batch).t, MaskedDiffusion().law(rng, "blank", batch).t)
+    for more in ({"least": 0.8, "most": 0.3}, {"blanks": "count", "most": 0.5}):
+        with pytest.raises(ValueError, match="times rise from 0 to 1, and counts are not cut"):
+            MaskedDiffusion(**more)
+
+
 def test_blocks_learn_alike_in_slices(model):
     batch, rows = windows(WINDOWS, 2), torch.arange(len(WINDOWS))
     for law in LAWS:

@@ -196,6 +196,21 @@ def test_the_decoders_loss_moves_the_decoder_alone_and_slices_add_up(kind):
     assert objective(model.map, whole, rng=Rng(3, torch.arange(8)), step=0).metrics["rounding"][0] == 0
 
 
+def test_the_nearest_code_of_where_the_last_jump_lands_is_taken():
+    """Which is not always the likeliest token: a mean of codes may lie next to a third."""
+    model = build(wild=0.15)
+    at = torch.arange(N).expand(300, N) == 1
+    known, rng = Known(torch.full((300, N), 2), at), Rng(3, torch.arange(300))
+    out = model.write(known, rng, decoder="nearest")
+    context = known
+    z, one = model.map.path.draw_noise(rng, "z", torch.zeros(300, N, 4)), torch.ones(300)
+    landed, codes = model.map.endpoint(z, one, 0 * one, context), model.map.codebook.codes()
+    assert torch.equal(out.tokens, torch.cdist(landed, codes.expand(300, -1, -1)).argmin(-1))
+    assert (out.tokens[:, 1] == 2).all() and not out.log_q.any() and (out.nfe, out.decoder_calls) == (1, 0)
+    likeliest = model.map.logits(z, one, 0 * one, context).argmax(-1)
+    assert 0.02 < (out.tokens != likeliest).float().mean() < 0.9
+
+
 def test_it_is_saved_with_the_model(model, tmp_path):
     model.save_pretrained(tmp_path)
     again, known = AutoModel.from_pretrained(tmp_path), nothing(torch.zeros(20, N, 4))
@@ -205,13 +220,14 @@ def test_it_is_saved_with_the_model(model, tmp_path):
 
 def test_what_it_cannot_do_is_one_line(model):
     known, rng = nothing(torch.zeros(2, N, 4)), Rng(1, torch.arange(2))
-    with pytest.raises(ValueError, match="known are softmax, contextual"):
-        model.write(known, rng, decoder="nearest")
+    with pytest.raises(ValueError, match="known are softmax, contextual, nearest"):
+        model.write(known, rng, decoder="argmax")
     with pytest.raises(ValueError, match="trained without it, take softmax"):
         build(rounding=None).write(known, rng, decoder="contextual")
     apart = build(noise="token")
-    with pytest.raises(ValueError, match="draws tokens as they arrive"):
-        apart.write(known, rng, decoder="contextual", delay=1)
+    for decoder in ("contextual", "nearest"):
+        with pytest.raises(ValueError, match="draws tokens as they arrive"):
+            apart.write(known, rng, decoder=decoder, delay=1)
     assert apart.write(known, rng, delay=1).decoder_calls == 0
     with pytest.raises(ValueError, match="reads whole windows"):
         build(block_lengths=[1, 3])

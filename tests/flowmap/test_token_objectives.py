@@ -17,7 +17,7 @@ from flowmap.objectives.tokens import (
     TokenStates,
     VariationalBound,
 )
-from flowmap.objectives.tokens.base import NoisedTokens
+from flowmap.objectives.tokens.base import NoisedTokens, cross_entropy
 from flowmap.objectives.tokens.differential import logit_derivative
 from flowmap.path import CosinePath, LinearPath, expand
 from flowmap.rng import Rng
@@ -105,6 +105,7 @@ STATIONARY = {
     "cross-entropy": CrossEntropy(),
     "vlb": VariationalBound(0.1),
     "vlb, logistic": VariationalBound(0.1, 1.0, "logistic"),
+    "vlb, cross-entropy added": VariationalBound(0.1, cross_entropy=1.0),
     "kl-psd": ProgressiveKL(0.0),
     "kl-psd at a half, the pair (1, 0) often": ProgressiveKL(0.0, gamma=0.5, boundary=0.5),
     "kl-psd, most on the diagonal": ProgressiveKL(0.75),
@@ -223,6 +224,15 @@ def test_the_bound_is_in_units_of_the_noise():
     half = SixHands(nu=0.5)
     value, error = per_token(VariationalBound(0.1, 1.0, "logistic", center=2.0, scale=1.5), half)
     assert 2 * value == pytest.approx(ENTROPY, abs=3 * 2 * error)
+
+
+def test_cross_entropy_is_added_to_the_bound_at_its_own_times():
+    model, rng = SixHands(BESIDE), Rng(1, torch.arange(BATCH), 0)
+    bound, more = (run(VariationalBound(0.1, cross_entropy=weight), model).sum for weight in (0.0, 0.5))
+    x_0 = model.codebook.encode(hands(BATCH))
+    t = VariationalBound(0.1).draw(model.path, rng, BATCH)[0].to(x_0)
+    logits = model.logits(model.path.noise(x_0, model.path.draw_noise(rng, "eps", x_0), t), t, t)
+    assert torch.allclose(more - bound, 0.5 * cross_entropy(logits, hands(BATCH)).sum())
 
 
 def test_cross_entropy_falls_from_independent_words_to_nothing():

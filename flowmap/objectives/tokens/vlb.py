@@ -25,7 +25,8 @@ from flowmap.times import TimeLaw
 class VariationalBound(Objective):
     """times: law of the one time a sample, one of S or any law of time, cut to [t_min, t_max]. None: `signal.LogSNR`, "log-snr"
     uniform in λ = log S, even over scales, or "logistic" with its center and scale, which allows t_max = 1. self_conditioning:
-    share of the samples asked by two passes."""
+    share of the samples asked by two passes. cross_entropy: weight of −log p(x^l | x_t) at the drawn times, beside the bound (a choice
+    that 2605.18530 found to harm)."""
 
     def __init__(
         self,
@@ -36,9 +37,10 @@ class VariationalBound(Objective):
         scale: float = 2.0,
         times: TimeLaw | SignalLaw | None = None,
         self_conditioning: float = 0.0,
+        cross_entropy: float = 0.0,
     ) -> None:
         super().__init__()
-        self.self_conditioning = self_conditioning
+        self.self_conditioning, self.cross_entropy = self_conditioning, cross_entropy
         if law not in ("log-snr", "logistic"):
             raise ValueError(f"unknown law {law!r} of the bound's times: known are log-snr, logistic")
         self.t_min, self.t_max = t_min, t_max
@@ -73,6 +75,8 @@ class VariationalBound(Objective):
         metrics = {name: (part.sum().detach(), count) for name, part in parts.items()}
         nats = partial(cross_entropy, logits.detach(), batch.tokens)
         total = (prior + drift + reading).sum()
+        if self.cross_entropy:
+            total = total + self.cross_entropy * cross_entropy(logits, batch.tokens).sum()
         if batch.levels is not None:  # blocks with times of their own tell no law of a sample's
             return Loss(total, count, metrics)
         statistics = self.signal.statistics(looks, drift, nats, batch.counts)
