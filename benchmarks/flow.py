@@ -65,7 +65,8 @@ def main() -> None:
     if found:
         print_table(found)
         told = [f"temperature={args.temperature:g}"] if args.temperature != 1 else []
-        plot(found, RESULTS / ("-".join(["validity", *told, *args.all, *args.set]).replace("/", "-") + ".svg"))
+        if not args.presets and set(args.on) == set(PLAN):  # a picture is of the whole plan
+            plot(found, RESULTS / ("-".join(["validity", *told, *args.all, *args.set]).replace("/", "-") + ".svg"))
 
 
 def flow_cell(

@@ -7,7 +7,7 @@
 
 A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from, all of them together on BUDGET
 windows; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
-a model of blocks at every length); and writes 256 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2,
+a model of blocks at every length); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2,
 4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length. The judge is
 the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. Cells and
 the plot lie in benchmarks/results/flow-text/, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
@@ -60,7 +60,7 @@ BUDGET = dict.fromkeys(PLAN, 1200 * 64)
 """Windows of 128 that are read in training."""
 CALLS = (1, 2, 4, 8, 16)
 TEMPERATURES = (0.0, 0.7, 1.0)
-WINDOWS, NETWORK_CALLS, NUM = 512, 256, 256
+WINDOWS, NETWORK_CALLS, NUM = 512, 64, 128
 """Scored windows, calls of the network for each, written windows."""
 METRICS = ("judge_nll", "entropy", "distinct_n")
 
@@ -93,11 +93,9 @@ def main() -> None:
         print_against_teachers(found)
         if args.orderings:
             print_orderings(found)
-        plot(
-            found,
-            RESULTS
-            / ("-".join(["quality", *["orderings"] * args.orderings, *args.all, *args.set]).replace("/", "-") + ".svg"),
-        )
+        if not args.presets:  # a picture is of the whole plan
+            name = "-".join(["quality", *["orderings"] * args.orderings, *args.all, *args.set])
+            plot(found, RESULTS / f"{name.replace('/', '-')}.svg")
 
 
 def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list[dict[str, Any]]:

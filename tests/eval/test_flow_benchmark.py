@@ -9,7 +9,8 @@ SMALL = ["training.steps=4", "flow.width=16", "training.batch_size=16", "trainin
 
 def test_a_map_is_distilled_from_the_denoiser_that_is_trained_before_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(flow, "RESULTS", tmp_path / "results")
-    words = ["flow", "--on", "poker", "--presets", "flow-poker-map", "flow-poker-mdlm", "--seeds", "0", "--num", "600"]
+    monkeypatch.setattr(flow, "PLAN", {"poker": ("flow-poker-map", "flow-poker-mdlm")})
+    words = ["flow", "--on", "poker", "--seeds", "0", "--num", "600"]
     monkeypatch.setattr("sys.argv", [*words, "--runs", str(tmp_path / "runs"), "--all", *SMALL])
     flow.main()
     told = capsys.readouterr().out
@@ -38,6 +39,7 @@ def test_another_temperature_is_a_cell_of_its_own(tmp_path, monkeypatch, capsys)
     for more in ([], ["--temperature", "0"]):
         monkeypatch.setattr("sys.argv", [*words, *more, "--runs", str(tmp_path / "runs"), "--all", *SMALL])
         flow.main()
+    assert not list((tmp_path / "results").glob("*.svg"))  # a picture is of the whole plan
     files = sorted((tmp_path / "results").glob("*.json"))
     told = [{r["contract"]["temperature"] for r in json.loads(file.read_text())["results"]} for file in files]
     assert len(files) == 2 and sorted(map(tuple, told)) == [(0.0,), (1.0,)]
