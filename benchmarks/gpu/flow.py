@@ -40,7 +40,7 @@ from mtp.model import MTPForCausalLM
 from training.data.flow_windows import FlowWindows
 from training.data.windows import TextWindows
 from training.flow_laws import laws_of
-from training.flow_models import OBJECTIVES, make_model
+from training.flow_models import OBJECTIVES, hold_codes, make_model
 from training.flow_start import begin_with, teach_from
 from training.objectives import build_objective
 
@@ -170,12 +170,16 @@ class Bench:
             begin_with(model, before["start"], name)
         if "teacher" in before:
             teach_from(objective, before["teacher"], model, name)
+        hold_codes(plan, model)
+        few_step: Any = objective
         if plan.decoder == "contextual":
             objective = WithRounding(objective, plan.decoder_latest)
         if plan.prior:
             model.map.ramp_prior()
 
         def begin(done: float) -> None:
+            if plan.few_step_from:
+                few_step.few_step_from = 0 if done >= plan.few_step_from else sys.maxsize
             if plan.prior:
                 model.map.prior_share.fill_(min(1.0, done / max(plan.prior_ramp, 1e-9)))
 
