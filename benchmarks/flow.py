@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.cells import cell, settings
 from benchmarks.flow_runs import Planned, by_calls, largest
 from eval.flow import load_flow
-from eval.records import seeds_mean
+from eval.records import seeds_mean, written_by
 from eval.validity.flow_probe import probe_flow
 from eval.validity.suites import load_suite
 from flowmap.warp import Warp
@@ -100,7 +100,7 @@ def print_table(records: Sequence[dict[str, Any]]) -> None:
         on, subject, sampler, temperature, metric = row
         means = curve(records, row)
         told = [f"{m['value']:.4f} ± {m.get('stderr', 0.0):.4f}" if (m := means.get(n)) else "" for n in CALLS]
-        spent = max(r["details"]["training_cpu_seconds"] for r in records if (r["on"], r["subject"]) == (on, subject))
+        spent = max(r["details"]["training_cpu_seconds"] for r in records if (r["on"], written_by(r)) == (on, subject))
         print(f"| {on} | {subject} | {sampler} | {temperature:g} | {spent:.0f} | {metric} | " + " | ".join(told) + " |")
 
 
@@ -113,7 +113,7 @@ def rows_of(records: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def row_of(r: dict[str, Any]) -> Row:
-    return r["on"], r["subject"], r["contract"]["sampler"], r["contract"]["temperature"], r["metric"]
+    return r["on"], written_by(r), r["contract"]["sampler"], r["contract"]["temperature"], r["metric"]
 
 
 def curve(records: Sequence[dict[str, Any]], row: Row) -> dict[int, dict[str, Any]]:

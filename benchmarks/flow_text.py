@@ -27,10 +27,10 @@ from benchmarks.orderings import needed, print_orderings
 from eval.flow import load_flow
 from eval.flow_perplexity import measure_flow
 from eval.flow_samples import draw_flow
-from eval.frontier import at_entropy, frontiers, written_by
+from eval.frontier import at_entropy, frontiers
 from eval.loading import load_run
 from eval.quality import quality
-from eval.records import seeds_mean
+from eval.records import seeds_mean, written_by
 from eval.samples import held_out_prompts, write_samples
 from flowmap.warp import Warp
 from training.config import load_preset, to_dict

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from eval.pictures import Point, plot
-from eval.records import over_seeds
+from eval.records import over_seeds, written_by
 from eval.report import Section
 
 
@@ -42,14 +42,6 @@ def way(r: dict[str, Any]) -> Way:
     contract = r["contract"]
     refined = (contract["sampler"], contract["nfe"]) if "sampler" in contract else (None, None)
     return (written_by(r), contract.get("block", 1), *refined)
-
-
-def written_by(r: dict[str, Any]) -> str:
-    """The subject, and what besides its sampler it was asked to do otherwise than it was trained to."""
-    decoder = r["contract"].get("decoder")
-    told = [f"decoder {decoder}"] * (decoder in ("softmax", "nearest"))
-    told += ["one pass a step"] * (r["contract"].get("self_conditioning") is False)
-    return ", ".join([r["subject"], *told])
 
 
 def sections(records: Sequence[dict[str, Any]]) -> list[Section]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,11 @@ def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
         seed = r.get("train_seed")
         by_seed.setdefault(("unknown", r["value"]) if seed is None else seed, r)
     return seeds_mean(list(by_seed.values()))
+
+
+def written_by(r: Mapping[str, Any]) -> str:
+    """The subject, and what besides its sampler it was asked to do otherwise than it was trained to."""
+    decoder = r["contract"].get("decoder")
+    told = [f"decoder {decoder}"] * (decoder in ("softmax", "nearest"))
+    told += ["one pass a step"] * (r["contract"].get("self_conditioning") is False)
+    return ", ".join([r["subject"], *told])

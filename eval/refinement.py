@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.pictures import Point, plot
-from eval.records import over_seeds, record
+from eval.records import over_seeds, record, written_by
 from eval.report import Section
 
 Z = 1.96
@@ -89,7 +89,7 @@ def lines(records: Sequence[dict[str, Any]]) -> dict[str, list[Point]]:
 
 def way(r: Mapping[str, Any]) -> str:
     contract = r["contract"]
-    told = [r["subject"], contract.get("estimator") or contract.get("sampler") or ""]
+    told = [written_by(r), contract.get("estimator") or contract.get("sampler") or ""]
     if contract.get("temperature") not in (None, 1, 1.0):
         told.append(f"T = {contract['temperature']:g}")
     return ", ".join(filter(None, told))

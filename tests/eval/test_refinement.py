@@ -37,8 +37,8 @@ def test_its_errors_are_the_spread_of_repeated_measurements():
 
 
 def test_the_report_draws_scores_by_calls_and_says_what_a_doubling_adds():
-    def score(nfe, value, subject="flow-flm"):
-        contract = {"nfe": nfe, "steps": nfe, "estimator": "k-step"}
+    def score(nfe, value, subject="flow-flm", **more):
+        contract = {"nfe": nfe, "steps": nfe, "estimator": "k-step", **more}
         return record("harness_score", value, on="local_blimp", subject=subject, kind="bound", unit="score", score="acc",
                       stderr=0.01, stderr_over="documents", n=100, contract=contract)  # fmt: skip
 
@@ -49,3 +49,5 @@ def test_the_report_draws_scores_by_calls_and_says_what_a_doubling_adds():
     assert section.title == "Refinement: local_blimp, acc" and "flow-ar" not in section.picture
     assert section.table[1] == ["flow-flm, k-step", "+0.0100", "+0.0061 to +0.0139"]
     assert not sections(rows[-1:])
+    apart = [score(n, 0.9, self_conditioning=False) for n in CALLS]  # a line of its own, no other seed of the first
+    assert "flow-flm, one pass a step, k-step" in sections([*rows, *apart])[0].picture
