@@ -26,26 +26,24 @@ from training.config import RunConfig, to_dict
 from training.loop import train
 from training.tasks import build
 
+OBJECTIVE = "imm"
+"""Whose snapshots are kept, and whose loss the moments are."""
 MOMENTS = 2048
 """Held-out images, at most, that an MMD is over."""
 
 
-def moments(of: Trainings, objective: str, kernels: Sequence[str], steps: Sequence[int]) -> None:
-    """Snapshots of averaged weights through training; their paired-U MMD² on held-out images, their FID."""
+def moments(of: Trainings, kernels: Sequence[str], steps: Sequence[int]) -> None:
+    """Snapshots of averaged weights through IMM's training; their paired-U MMD² on held-out images, their FID."""
     points: list[dict[str, Any]] = []
     for seed in of.seeds:
-        config = config_of(of.on, objective, seed, of.steps(objective))
-        folder = of.runs / of.on / short_name(objective, seed)
+        config = config_of(of.on, OBJECTIVE, seed, of.steps(OBJECTIVE))
+        folder = of.runs / of.on / short_name(OBJECTIVE, seed)
 
         def measure(config: RunConfig = config, folder: Path = folder) -> list[dict[str, Any]]:
             train(config, folder, build)  # where benchmarks.images trained it, there is nothing left to train
             images = images_of(config)
             scorer = ImageScorer(images)
-            return [
-                r
-                for path in snapshots(folder)
-                for r in scored(path, objective, config.seed, images, scorer, kernels, steps)
-            ]
+            return [r for path in snapshots(folder) for r in scored(path, config.seed, images, scorer, kernels, steps)]
 
         inputs = {"config": to_dict(config), "kernels": list(kernels), "network": VERSION}
         points += cell(of.file(f"moments-{seed}.json"), inputs, of.command, measure)
@@ -54,7 +52,7 @@ def moments(of: Trainings, objective: str, kernels: Sequence[str], steps: Sequen
         each = [paired([p for p in points if p["train_seed"] == seed], kernel, count) for seed in of.seeds]
         value, low, high = correlation(each)
         results.append(
-            record("spearman", value, on=of.on, subject=f"{objective}, {kernel}", kind="estimate", unit="rank correlation",
+            record("spearman", value, on=of.on, subject=f"{OBJECTIVE}, {kernel}", kind="estimate", unit="rank correlation",
                    n=sum(len(x) for x, _ in each), seeds=list(of.seeds), interval=[low, high], contract={"steps": count})
         )  # fmt: skip
         print(f"{of.on}: MMD² ({kernel}) and FID at {count} steps: Spearman {value:.2f} ({low:.2f} to {high:.2f})")
@@ -75,7 +73,6 @@ def snapshots(folder: Path) -> list[Path]:
 
 def scored(
     path: Path,
-    objective: str,
     seed: int,
     images: Images,
     scorer: ImageScorer,
@@ -84,7 +81,7 @@ def scored(
 ) -> list[dict[str, Any]]:
     """A snapshot's moments by kernel and its FID by steps."""
     model = load_image_run(str(path)).model
-    common: dict[str, Any] = {"on": images.name, "subject": objective, "kind": "estimate", "train_seed": seed}
+    common: dict[str, Any] = {"on": images.name, "subject": OBJECTIVE, "kind": "estimate", "train_seed": seed}
     common |= {"trained_steps": int(path.name[5:])}
     found = []
     for kernel in kernels:

@@ -33,6 +33,8 @@ PLAN = {
     "poker": ("flow-poker-denoiser", "flow-poker-map", "flow-poker-mdlm", "flow-poker-ar"),
     "sudoku4": WORDS,
     "brackets-16": WORDS,
+    "sums-2": WORDS,
+    "poker-draw": WORDS,
 }
 """Presets of each suite."""
 CALLS = (1, 2, 4, 8, 16)

@@ -107,9 +107,10 @@ def by_calls(
 ) -> Iterator[Sampling]:
     """The measured ways of the model to write, steps ending where its training looked equally often. Whole windows: at so many calls of its network a sample, by every sampler, and where
     it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block. Where there is a
-    decoder of its own, by the nearest codes too."""
+    decoder of its own, by the nearest codes too, which draw nothing: at temperature 0 alone."""
     lengths, all_passes = run.model.config.block_lengths or [None], passes_of(run.model)
-    decoders = (None, "nearest") if getattr(run.model.config, "rounding", None) else (None,)
+    nearest = getattr(run.model.config, "rounding", None) and warp is not None and warp.temperature == 0
+    decoders = (None, "nearest") if nearest else (None,)
     for sampler, length, passes, decoder in product(samplers_of(run.model), lengths, all_passes, decoders):
         grid = "clock" if getattr(run.model.config, "clock", None) else None
         once = False if passes < max(all_passes) else None

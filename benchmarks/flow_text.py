@@ -94,7 +94,7 @@ def main() -> None:
         if args.orderings:
             print_orderings(found)
         if not args.presets:  # a picture is of the whole plan
-            name = "-".join(["quality", *["orderings"] * args.orderings, *args.all, *args.set])
+            name = "-".join(["quality", *args.on, *["orderings"] * args.orderings, *args.all, *args.set])
             plot(found, RESULTS / f"{name.replace('/', '-')}.svg")
 
 

@@ -16,7 +16,8 @@ Variant = dict[str, Any]
 @dataclass(frozen=True)
 class Ordering:
     """better, worse: (preset, what is set in it). nfe: calls of the network of the samples judged, None: the bound. samplers, decoders:
-    that wrote them, "": the only one."""
+    that wrote them, "": the only one. temperature: of the draws. block: of a model of several lengths, whose single tokens are an
+    autoregressive model whatever it is else."""
 
     source: str
     claim: str
@@ -25,6 +26,8 @@ class Ordering:
     nfe: int | None = None
     samplers: tuple[str, str] = ("", "")
     decoders: tuple[str, str] = ("", "")
+    temperature: float = 1.0
+    block: int = 16
 
 
 EULER, JUMPS = ("ddim", "ddim"), ("pushforward", "pushforward")
@@ -45,13 +48,12 @@ ORDERINGS = (
     Ordering("cdcd", "times warped by cross-entropy before uniform ones", ("flow-cdcd", {}), ("flow-cdcd", UNIFORM), 16, EULER),
     Ordering("langflow", "self-conditioning before none", ("flow-langflow", {}), ("flow-langflow", ONE_PASS), 16, EULER),
     Ordering("codar", "a contextual decoder before the softmax", ("flow-codar", {}), ("flow-codar", {"flow__decoder": "softmax"}), 16, EULER, ("contextual", "")),
-    Ordering("codar", "a contextual decoder before the nearest code", ("flow-codar", {}), ("flow-codar", {}), 16, EULER, ("contextual", "nearest")),
+    Ordering("codar", "a contextual decoder before the nearest code", ("flow-codar", {}), ("flow-codar", {}), 16, EULER, ("contextual", "nearest"), 0.0),
     Ordering("flowlm-adapt", "fine-tuned before trained from scratch", ("flow-adapt", {}), ("flow-adapt", {"flow__start": None}), 4, EULER),
-    Ordering("bd3lm", "times clipped before all times", ("flow-bd3lm", {}), ("flow-bd3lm", {"flow__options__least": 0.0, "flow__options__most": 1.0})),
+    Ordering("bd3lm", "times clipped before all times", ("flow-bd3lm", {"flow__options__least": 0.3, "flow__options__most": 0.8}), ("flow-bd3lm", {})),
     Ordering("mdlm", "blocks before whole windows", ("flow-bd3lm", {}), ("flow-mdlm", {})),
     Ordering("mdlm", "autoregressive before blocks", ("flow-ar", {}), ("flow-bd3lm", {})),
     Ordering("leap", "the denoiser's gradient first", ("flow-leap", {}), ("flow-leap", {"flow__project": False}), 4, JUMPS),
-    Ordering("leap", "the few-step map last before all along", ("flow-leap", {}), ("flow-leap", {"flow__few_step_from": 0.0}), 4, JUMPS),
     Ordering("leap", "times that follow cross-entropy before uniform ones", ("flow-leap", {}), ("flow-leap", UNIFORM), 4, JUMPS),
 )  # fmt: skip
 
@@ -72,16 +74,14 @@ def subject_of(one: tuple[str, Variant]) -> str:
 
 
 def value_of(records: Sequence[dict[str, Any]], ordering: Ordering, side: int) -> dict[str, Any] | None:
-    """The number compared, over seeds; of a model of blocks its best block's bound."""
+    """The number compared, over seeds."""
     subject = subject_of((ordering.better, ordering.worse)[side])
     own = [r for r in records if r["subject"] == subject]
     if ordering.nfe is None:
         scored = [r for r in own if r["metric"] == "nll"]
-        by_block = [
-            [r for r in scored if r["contract"].get("block") == b] for b in {r["contract"].get("block") for r in scored}
-        ]
-        return min(map(seeds_mean, by_block), key=lambda r: r["value"], default=None)
-    wanted = {"sampler": ordering.samplers[side], "nfe": ordering.nfe, "temperature": 1.0}
+        scored = [r for r in scored if r["contract"].get("block") in (None, ordering.block)]
+        return seeds_mean(scored) if scored else None
+    wanted = {"sampler": ordering.samplers[side], "nfe": ordering.nfe, "temperature": ordering.temperature}
     if ordering.decoders[side]:
         wanted["decoder"] = ordering.decoders[side]
     judged = [

@@ -37,7 +37,7 @@ APART = ("pushforward", "ddim")
 @dataclass(frozen=True)
 class Written:
     """tokens: (batch, length), known ones included. log_q: (batch, length) nats of each under the law it was drawn from
-    *given the noise*, 0 where it was known: no score of the text. calls: (batch,) network calls of each row; what stands
+    *given the noise*, 0 where it was known or nothing was drawn: no score of the text. calls: (batch,) network calls of each row; what stands
     before a block is read in the first call that refines it. nfe: calls of the row that took most. decoder_calls: of a decoder
     apart from the map, the same for every row."""
 

@@ -16,7 +16,6 @@ from flowlm.discrete.model import (
 from flowlm.model import FlowLM, FlowLMConfig
 from flowmap.objectives import Objective
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES, AncestralBound
-from flowmap.objectives.tokens.base import TokenObjective
 from flowmap.objectives.tokens.decoded import DecodedEndpoint
 
 if TYPE_CHECKING:  # its fields alone are read
@@ -25,6 +24,8 @@ if TYPE_CHECKING:  # its fields alone are read
 BACKBONE = ("width", "depth", "heads", "positions", "time_scale", "use_s", "attention")
 CLOCKS = ("running", "gumbel", "learned")
 """Laws of time that learn."""
+FIXED = ("one-hot", "bits", "table", "contextual")
+"""Codebooks that nothing learns."""
 OBJECTIVES: dict[str, type[Objective]] = {
     **TOKEN_OBJECTIVES, "decoded": DecodedEndpoint, "autoregressive": Autoregressive, "masked": MaskedDiffusion,
 }  # fmt: skip
@@ -87,19 +88,9 @@ def check_noise(plan: FlowConfig, objective: Objective) -> None:
 
 def hold_codes(plan: FlowConfig, model: Any) -> None:
     if not plan.learn_codes:
-        if plan.codebook not in ("embedding", "sphere"):
+        if plan.codebook in FIXED:
             raise ValueError(f"flow.learn_codes: codes of {plan.codebook} are never learned, leave it out")
         model.map.codebook.requires_grad_(False)
-
-
-def begin_few_step(plan: FlowConfig, objective: Any, steps: int) -> None:
-    """steps: of the training."""
-    if plan.few_step_from:
-        if not isinstance(objective, TokenObjective) or objective.diagonal == 1:
-            raise ValueError(
-                f"flow.few_step_from {plan.few_step_from}: {plan.objective} has no few-step part to wait for, leave it out"
-            )
-        objective.few_step_from = round(plan.few_step_from * steps)
 
 
 def _refuse_paths(plan: FlowConfig) -> None:

@@ -22,7 +22,7 @@ from training.data.tokenizer import load_tokenizer
 from training.data.windows import TextWindows
 from training.flow_encoder import load_encoder
 from training.flow_laws import laws_of, quantiles
-from training.flow_models import OBJECTIVES, begin_few_step, check_noise, hold_codes, make_model
+from training.flow_models import OBJECTIVES, check_noise, hold_codes, make_model
 from training.flow_start import begin_with, teach_from
 from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
 from training.objectives import build_objective
@@ -46,7 +46,6 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     torch.manual_seed(config.seed)  # an objective may have weights of its own
     objective = build_objective("flow", plan, OBJECTIVES, laws_of(plan, len(tokenizer)))
     check_noise(plan, objective)
-    begin_few_step(plan, objective, config.training.steps)
     torch.manual_seed(config.seed)  # so that the network starts the same under every objective
     if (plan.codebook in ("table", "contextual")) != (plan.encoder is not None):
         raise ValueError(

@@ -169,7 +169,7 @@ def train(
         if task.validation and (done % plan.evaluate_every == 0 or done == plan.steps):
             before = time.perf_counter()
             if main:
-                validation = evaluate(task, module, average, device)
+                validation = evaluate(task, module, average, device, done)
                 log({"step": done, "split": "validation", **validation})
             accelerator.wait_for_everyone()
             clock += time.perf_counter() - before
@@ -186,15 +186,17 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(task: Task, module: SliceLoss, average: AveragedModel | None, device: torch.device) -> dict[str, float]:
-    """Metrics of the averaged weights on the fixed validation batches."""
+def evaluate(
+    task: Task, module: SliceLoss, average: AveragedModel | None, device: torch.device, step: int
+) -> dict[str, float]:
+    """Metrics of the averaged weights on the fixed validation batches, of the loss as it stands at this step."""
     module.eval()
     metrics = Metrics()
     with swapped(task, average):
         for n, make in enumerate(task.validation):
             batch = make().to(device)
             spread = batch.size if task.objective.low_discrepancy else None
-            metrics.add(module(batch, Rng(0, torch.arange(batch.size, device=device), n, spread), 0))
+            metrics.add(module(batch, Rng(0, torch.arange(batch.size, device=device), n, spread), step))
         more = task.probe() if task.probe else {}
     module.train()
     return metrics.means() | more

@@ -45,7 +45,7 @@ from training.flow_start import begin_with, teach_from
 from training.objectives import build_objective
 
 PRESETS = (
-    "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm-psd", "flow-dfm-esd",
+    "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm", "flow-dfm-psd", "flow-dfm-esd",
     "flow-plaid", "flow-cdcd", "flow-langflow", "flow-codar", "flow-adapt", "flow-block-flow",
 )  # fmt: skip
 CALLS = (1, 2, 4, 8, 16)
@@ -171,15 +171,12 @@ class Bench:
         if "teacher" in before:
             teach_from(objective, before["teacher"], model, name)
         hold_codes(plan, model)
-        few_step: Any = objective
         if plan.decoder == "contextual":
             objective = WithRounding(objective, plan.decoder_latest)
         if plan.prior:
             model.map.ramp_prior()
 
         def begin(done: float) -> None:
-            if plan.few_step_from:
-                few_step.few_step_from = 0 if done >= plan.few_step_from else sys.maxsize
             if plan.prior:
                 model.map.prior_share.fill_(min(1.0, done / max(plan.prior_ramp, 1e-9)))
 

@@ -31,12 +31,14 @@ def test_a_line_for_each_way_of_writing_seeds_averaged():
         rows += [
             made(metric, 9.0, **flow, decoder="nearest"),
             made(metric, 9.0, **flow, decoder="contextual", self_conditioning=False),
+            made(metric, 9.0, **flow, guidance=2.0, top_p=0.9, delay=1, order="random", grid="clock"),
         ]
     rows += [made("judge_nll", 3.0, subject="trunk", block=1), made("entropy", 5.0, subject="trunk", block=1)]
     rows.append(record("judge_nll", 1.0, on="text", subject="data", kind="estimate", unit="nats", contract={"new": 4}))
     lines = frontiers(rows, "text")
     way = ("flow-leap", 1, "pushforward", 4)
-    others = {(f"flow-leap, {told}", *way[1:]) for told in ("decoder nearest", "one pass a step")}
+    told = ("decoder nearest", "one pass a step", "grid clock, order random, guidance 2, top_p 0.9, delay 1")
+    others = {(f"flow-leap, {what}", *way[1:]) for what in told}
     assert set(lines) == {way, ("trunk", 1, None, None)} | others
     assert lines[way][0.7] == pytest.approx((5.2, 3.2, 0.5)) and lines[way][1.0] == pytest.approx((5.5, 3.5, 0.5))
     (section,) = sections(rows)

@@ -337,6 +337,32 @@ def test_alpha_falls_from_one_to_nothing():
     flow = AlphaFlow(end=1000)
     assert flow.alpha(0) > 0.99 and flow.alpha(500) == pytest.approx(0.5) and flow.alpha(1000) == 0.0
     assert 0.005 <= flow.alpha(940) < 0.0051 and flow.alpha(942) == 0.0
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        AlphaFlow(lowest=0.0)
+
+
+def test_a_small_alpha_is_taken_in_full_precision():
+    """Where half precision's rounding would be divided by it."""
+    torch.manual_seed(0)
+    network = Backbone(BackboneConfig(state_size=4, width=32, depth=2, heads=2, time_scale=4.0))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model, batch = FlowMap(network), StateBatch(torch.randn(64, 1, 4))
+
+    def gradient(alpha, half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            flow = at_alpha(alpha)
+            loss = flow(model, batch, rng=Rng(0, torch.arange(64)), step=10**6)
+        return torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(loss.sum, list(network.parameters()), allow_unused=True)
+                if g is not None
+            ]
+        )
+
+    apart = [float((gradient(a, True) - gradient(a, False)).norm() / gradient(a, False).norm()) for a in (0.5, 0.02)]
+    assert apart[1] == 0 < apart[0] < 0.02
 
 
 def test_alpha_flow_goes_over_to_mean_flow():

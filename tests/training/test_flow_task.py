@@ -12,7 +12,6 @@ from flowlm.blocks import Blocks
 from flowmap.codebook import OneHot
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES, TokenStates
 from flowmap.path import LinearPath
-from flowmap.rng import Rng
 from tests.training.harness import (
     SMALL,
     assert_equal,
@@ -422,10 +421,6 @@ def test_wrong_options_are_one_line(config, tmp_path):
         settings = config("tokens", flow__objective="vlb")
         settings.flow.options.clear()
         train(settings, tmp_path / "run", build, quiet=True)
-    with pytest.raises(ValueError, match=r"few_step_from 0\.5: vlb has no few-step part to wait for"):
-        settings = config(flow__objective="vlb", flow__few_step_from=0.5)
-        settings.flow.options.clear()
-        train(settings, tmp_path / "run", build, quiet=True)
     with pytest.raises(ValueError, match="objective decoded go together"):
         settings = config(flow__objective="decoded")
         settings.flow.options.clear()
@@ -455,15 +450,6 @@ def test_wrong_options_are_one_line(config, tmp_path):
     ):
         with pytest.raises(ValueError, match=what):
             train(config(**more), tmp_path / "run", build, quiet=True)
-
-
-def test_the_few_step_part_begins_when_it_is_told_to(config):
-    task = built(config(flow__few_step_from=0.5, flow__options={"diagonal": 0.25}))
-    batch, rows = task.train.batch(0, torch.arange(64)), torch.arange(64)
-    for step, share in ((3, 1.0), (4, 0.25)):  # of eight
-        metrics = task.objective(task.model, batch, rng=Rng(0, rows), step=step).metrics
-        tokens = [float(metrics[name][1]) for name in ("cross_entropy", "few_step_kl")]
-        assert tokens[0] / sum(tokens) == pytest.approx(share, abs=0.15)
 
 
 def test_codes_are_held_where_they_are_not_to_be_learned(config, tmp_path):

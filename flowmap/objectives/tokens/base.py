@@ -94,11 +94,9 @@ class TokenObjective(Objective):
     network is asked about a state nearer to the data than this; v and the prior logits have a pole at 0.
     teacher_decay: of the averaged network that gives q; None: the model itself does. self_conditioning: share of the samples
     whose maps are asked by two passes; fixed_point: weight of KL(sg p(· | ĉ) ‖ p(·)) on these, which teaches the first pass
-    what the second finds. frozen: (map,), where a teacher was trained before. few_step_from: the step of training before which
-    every sample is on the diagonal."""
+    what the second finds. frozen: (map,), where a teacher was trained before."""
 
     frozen: tuple[Any, ...] = ()  # in a tuple, so that it is no submodule: neither trained nor saved
-    few_step_from: int = 0
 
     def __init__(
         self,
@@ -182,8 +180,7 @@ class TokenObjective(Objective):
         """The batch at its times, and which of its samples are on the diagonal."""
         own, count = batch.draws(rng)
         x_0 = model.codebook.encode(batch.tokens)
-        share = self.diagonal if step >= self.few_step_from else 1.0
-        on_diagonal = rng.uniform("diagonal", batch.size) < share
+        on_diagonal = rng.uniform("diagonal", batch.size) < self.diagonal
         t, s = (batch.at_tokens(time) for time in self.pair(own, count, step))
         alone = expand(on_diagonal, t)
         t = torch.where(alone, batch.at_tokens(self.times.draw(own, "t", count)), t).to(x_0).clamp_min(self.t_min)

@@ -26,7 +26,7 @@ class VariationalBound(Objective):
     """times: law of the one time a sample, one of S or any law of time, cut to [t_min, t_max]. None: `signal.LogSNR`, "log-snr"
     uniform in λ = log S, even over scales, or "logistic" with its center and scale, which allows t_max = 1. self_conditioning:
     share of the samples asked by two passes. cross_entropy: weight of −log p(x^l | x_t) at the drawn times, beside the bound (a choice
-    that 2605.18530 found to harm)."""
+    that 2605.18530 found to harm); learned ends of the times hear it too."""
 
     def __init__(
         self,
