@@ -122,7 +122,7 @@ def test_every_ablation_can_be_built(one, small):
 def test_an_ordering_is_reproduced_where_two_errors_tell_the_sides_apart(capsys):
     def cell(subject, values, **contract):
         told = {"on": "t", "unit": "nats/token", "kind": "bound"}
-        contract |= {"temperature": 1.0}
+        contract = {"temperature": 1.0, **contract}
         metric = "judge_nll" if "nfe" in contract else "nll"
         return [
             record(metric, v, subject=subject, train_seed=seed, contract=contract, **told)
@@ -131,14 +131,17 @@ def test_an_ordering_is_reproduced_where_two_errors_tell_the_sides_apart(capsys)
 
     rows = [
         *cell("flow-flm", (2.0, 2.1), nfe=16, sampler="ddim"), *cell("flow-flm, objective endpoint", (3.0, 3.1), nfe=16, sampler="ddim"),
-        *cell("flow-ar", (2.0, 2.1)), *cell("flow-bd3lm", (1.0, 1.1), block=4), *cell("flow-bd3lm", (9.0, 9.1), block=16),
+        *cell("flow-ar", (2.0, 2.1)), *cell("flow-bd3lm", (0.1, 0.1), block=1), *cell("flow-bd3lm", (1.0, 1.1), block=16),
         *cell("flow-mdlm", (1.0, 1.2)), *cell("flow-plaid", (3.0,)), *cell("flow-plaid, prior False", (2.0,)),
+        *(one for decoder, nll, other in (("contextual", 2.0, 3.0), ("nearest", 3.0, 1.0)) for temperature, value in ((0.0, nll), (1.0, other))
+          for one in cell("flow-codar", (value, value + 0.1), nfe=16, sampler="ddim", decoder=decoder, temperature=temperature)),
     ]  # fmt: skip
     orderings.print_orderings(rows)
     told = [line.split(" | ")[1::4] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [(claim, verdict.rstrip(" |")) for claim, verdict in told] == [
         ("cross-entropy before regression of the endpoint", "yes"),
         ("the matched filter before none", "one seed, not so there"),
+        ("a contextual decoder before the nearest code", "yes"),  # both without a draw
         ("blocks before whole windows", "not told apart"),
         ("autoregressive before blocks", "no"),
     ]
