@@ -5,8 +5,8 @@
 One thread of an otherwise idle machine, optimizer included, steps of all presets in turns. Passes: states that went through the
 network over those of the batch, with a gradient to come (three times the work of one without) and without, twice where a derivative
 went along, so that `expected` is what those passes alone would take, in steps of the autoregressive model in the same precision. Peak
-memory: above what is held between steps. Presets that begin with a run, or learn from one, are left out: they cost what the same
-objective costs from scratch.
+memory: above what is held between steps. Presets that begin with a run begin afresh here; those that learn from one are left out: they
+cost what the same objective costs from scratch.
 """
 
 import argparse
@@ -49,9 +49,9 @@ def main() -> None:
         name: override(load_preset(name), **settings(args.set)) for name in dict.fromkeys([PLAIN, *args.presets])
     }
     own = {
-        name: config
+        name: override(config, flow__start=None)
         for name, config in configs.items()
-        if config.flow and not (config.flow.start or config.flow.teacher)
+        if config.flow and not (config.flow.teacher or config.flow.encoder)
     }
     records = measure(own, args.rounds)
     print_table(records)
