@@ -18,7 +18,6 @@ pushforward, consistency models by restart, one-step generators in one step (toy
 """
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -143,7 +142,8 @@ Key = tuple[str, str, int | None]
 
 
 def table(records: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    """Markdown, a table a law; mean over the seeds ± its standard error, and × the reference's mean."""
+    """Markdown, a table a law; mean over the seeds ± its standard error, and × the reference's mean where both were trained for as
+    long, within a half."""
     rows: dict[Key, dict[str, list[dict[str, Any]]]] = {}
     for r in records:
         place = rows.setdefault((r["on"], r["subject"], r["contract"].get("steps")), {})
@@ -152,22 +152,31 @@ def table(records: list[dict[str, Any]], args: argparse.Namespace) -> str:
             place.setdefault("w2", []).append({"value": r["w2"]})
     lines = []
     for law in args.laws:
-        reference = rows.get((law, "flow-matching", REFERENCE), {}).get("histogram_kl")
-        mark = seeds_mean(reference)["value"] if reference else math.nan
+        reference = rows.get((law, "flow-matching", REFERENCE), {}).get("histogram_kl", [])
         lines += [
-            f"\n{law}, {args.seconds:g} s of one core each\n",
-            "| objective | seeds | steps | KL, nats | of the reference | coverage | off support | W₂ |",
-            "|---|---|---|---|---|---|---|---|",
+            f"\n{law}\n",
+            "| objective | seeds | training, CPU s | steps | KL, nats | of the reference | coverage | off support | W₂ |",
+            "|---" * 9 + "|",
         ]
         for (on, name, count), found in rows.items():
             if on == law:
-                kl, seeds = seeds_mean(found["histogram_kl"])["value"], len(found["histogram_kl"])
+                kl = found["histogram_kl"]
                 texts = [show(found[metric]) for metric in ("histogram_kl", "coverage", "validity", "w2")]
                 texts[2] = show(found["validity"], complement=True)
+                own, whole = trained(kl), trained(reference)
+                alike = own is None or (whole is not None and 2 / 3 < own / whole < 1.5)
+                of = f"{seeds_mean(kl)['value'] / seeds_mean(reference)['value']:.2f}" if reference and alike else ""
+                spent = "" if own is None else f"{own:.0f}"
                 lines.append(
-                    f"| {name} | {seeds} | {count or ''} | {texts[0]} | {kl / mark:.2f} | {' | '.join(texts[1:])} |"
+                    f"| {name} | {len(kl)} | {spent} | {count or ''} | {texts[0]} | {of} | {' | '.join(texts[1:])} |"
                 )
     return "\n".join(lines)
+
+
+def trained(records: list[dict[str, Any]]) -> float | None:
+    """CPU seconds of a training, a mean; None of what is not trained."""
+    spent = [r["contract"].get("train_processor_seconds") for r in records]
+    return None if not spent or None in spent else sum(spent) / len(spent)
 
 
 def show(records: list[dict[str, Any]], complement: bool = False) -> str:
