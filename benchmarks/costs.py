@@ -31,18 +31,41 @@ def measure_costs(
     write_costs(cpu_seconds(configs, build, on, rounds), on, file, command)
 
 
-def write_costs(seconds: Mapping[str, list[float]], on: str, file: Path, command: list[str]) -> None:
+def add_costs(
+    configs: Mapping[str, RunConfig],
+    beside: str,
+    build: Build,
+    on: str,
+    file: Path,
+    command: list[str],
+    rounds: int = 15,
+) -> None:
+    """Of what was not there when the file was measured, in turns with `beside`, in the file's own seconds of that."""
+    records: list[dict[str, Any]] = json.loads(file.read_text())["results"]
+    known = {r["subject"]: r["value"] for r in records}
+    seconds = cpu_seconds({beside: configs[beside], **configs}, build, on, rounds)
+    scale = known[beside] / float(np.median(seconds.pop(beside)))
+    fresh = costs({name: [scale * one for one in times] for name, times in seconds.items()}, on)
+    kept = [r for r in records if r["subject"] not in seconds]
+    write_records(file, command, [*kept, *fresh])
+
+
+def costs(seconds: Mapping[str, list[float]], on: str) -> list[dict[str, Any]]:
     """seconds: of a step of each, by round."""
-    records: list[dict[str, Any]] = [
+    found: list[dict[str, Any]] = [
         record(
             "latency", float(np.median(times)), on=on, subject=name, kind="estimate", n=len(times),
             unit="s of CPU time, one training step on one thread",
         )
         for name, times in seconds.items()
     ]  # fmt: skip
-    write_records(file, command, records)
-    for r in records:
+    for r in found:
         print(f"{r['subject']}: {r['value'] * 1e3:.1f} ms")
+    return found
+
+
+def write_costs(seconds: Mapping[str, list[float]], on: str, file: Path, command: list[str]) -> None:
+    write_records(file, command, costs(seconds, on))
 
 
 def cpu_seconds(configs: Mapping[str, RunConfig], build: Build, on: str, rounds: int = 15) -> dict[str, list[float]]:

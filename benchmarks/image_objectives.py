@@ -13,7 +13,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 not named has its own defaults."""
 FIELDS: dict[str, dict[str, Any]] = {"shortcut": {"optimizer__weight_decay": 0.1}}
 """Of the run, as the method's paper asks."""
-PACED = {"alpha-flow": ("end", 1.0), "consistency": ("stage", 0.125), "continuous-consistency": ("warmup", 0.25)}
+PACED = {
+    "alpha-flow": ("end", 1.0),
+    "consistency": ("stage", 0.125),
+    "consistency-map": ("stage", 0.125),
+    "continuous-consistency": ("warmup", 0.25),
+}
 """What runs its course over a share of the training: an option, in steps."""
 STEPS = (1, 2, 4, 8, 16, 50)
 EULER_STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 50)

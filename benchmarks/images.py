@@ -1,6 +1,7 @@
 """Every objective on one network at equal training time: few-step quality on images.
 
-    python -m benchmarks.images --costs                       CPU seconds of a step of each, interleaved
+    python -m benchmarks.images --costs                       CPU seconds of a step of each, interleaved; with --objectives of these alone,
+                                                              added to those that are there in the same unit
     python -m benchmarks.images --on digits --seeds 0 1 2     cells that are not there yet, then the tables
     python -m benchmarks.images --objectives imm --seeds 0 --set image.options.group_size=16      a trial: a cell of its own
 
@@ -20,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
-from benchmarks.costs import TIMED_STEP, measure_costs, seconds_of_a_step
+from benchmarks.costs import TIMED_STEP, add_costs, measure_costs, seconds_of_a_step
 from benchmarks.image_objectives import EULER_STEPS, FIELDS, STEPS, counts_of, options_of
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
@@ -37,7 +38,7 @@ from training.tasks import build as build_task
 RESULTS = Path(__file__).parent / "results" / "images"
 OBJECTIVES = (
     "flow-matching", "imm", "lagrangian", "terminal-velocity", "progressive", "shortcut", "improved-mean-flow", "mean-flow",
-    "eulerian", "alpha-flow", "trajectory", "consistency", "continuous-consistency", "energy", "drifting",
+    "eulerian", "alpha-flow", "trajectory", "consistency", "consistency-map", "continuous-consistency", "energy", "drifting",
 )  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"image__objective": name} for name in OBJECTIVES},
@@ -46,6 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow-matching, cosine": {"image__objective": "flow-matching", "image__path": "cosine"},
 }
 SCORED_IN_FULL = (1, 4, 8, 50)
+BESIDE = "flow-matching"
+"""Whose cost is the unit of those measured later."""
 SNAPSHOTS = 24
 """Of IMM's training, kept for benchmarks.claims."""
 
@@ -66,8 +69,12 @@ def main() -> None:
     variant = settings([*args.set, *["image.selection=true"] * args.select])
     for on in args.on:
         if args.costs:
-            configs = {name: config_of(on, name, 0, 2 * TIMED_STEP) for name in VARIANTS}
-            measure_costs(configs, build, on, costs_of(on), command)
+            names = args.objectives if len(args.objectives) == len(VARIANTS) else [BESIDE, *args.objectives]
+            configs = {name: config_of(on, name, 0, 2 * TIMED_STEP) for name in names}
+            if len(names) == len(VARIANTS):
+                measure_costs(configs, build, on, costs_of(on), command)
+            else:
+                add_costs(configs, BESIDE, build, on, costs_of(on), command)
             continue
         costs = read_costs(on)
         found = []

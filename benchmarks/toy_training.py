@@ -47,6 +47,7 @@ RECIPES = {
     "trajectory": Recipe(),
     "imm": Recipe(lambda steps: {"group_size": 128, "k": 2, "kernel": "laplace", "weighted": False}, 10.0),
     "consistency": Recipe(lambda steps: {"stage": steps // 8}),
+    "consistency-map": Recipe(lambda steps: {"stage": steps // 8}),
     "continuous-consistency": Recipe(lambda steps: {"warmup": steps // 4}),
     "energy": Recipe(),
     "drifting": Recipe(lambda steps: {"group_size": 256}),

@@ -1,4 +1,4 @@
-"""Fifteen objectives on two densities in the plane known in closed form: what one step reaches, and what 64 do.
+"""Every objective on two densities in the plane known in closed form: what one step reaches, and what 64 do.
 
     python -m benchmarks.toys --costs             CPU seconds of a step of each, in turns; committed
     python -m benchmarks.toys [--laws ...] [--objectives ...] [--seeds 0 1 2] [--json FILE] [--plot FILE]

@@ -23,7 +23,7 @@ class ImageConfig:
     """mirror half of the images"""
     objective: str = "flow-matching"
     """flow-matching, imm, shortcut, mean-flow, improved-mean-flow, lagrangian, eulerian, progressive, consistency,
-    continuous-consistency, trajectory, terminal-velocity, alpha-flow, drifting, energy, or your own as module:Class"""
+    consistency-map, continuous-consistency, trajectory, terminal-velocity, alpha-flow, drifting, energy, or your own as module:Class"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
     """the objective's own: k, group_size, kernel, diagonal, power, times and spans, of t alone and of t and s (uniform or
     logit-normal), …; low_discrepancy true:

@@ -3,6 +3,7 @@
 from flowmap.objectives.alpha_flow import AlphaFlow
 from flowmap.objectives.base import Loss, Objective, StateBatch
 from flowmap.objectives.consistency import Consistency
+from flowmap.objectives.consistency_map import ConsistencyMap
 from flowmap.objectives.continuous_consistency import ContinuousConsistency
 from flowmap.objectives.drifting import Drifting
 from flowmap.objectives.energy import EnergyScore
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "eulerian": Eulerian,
     "progressive": Progressive,
     "consistency": Consistency,
+    "consistency-map": ConsistencyMap,
     "continuous-consistency": ContinuousConsistency,
     "trajectory": Trajectory,
     "terminal-velocity": TerminalVelocity,

@@ -42,14 +42,23 @@ class Consistency(Objective):
         less = noise * (1 - (1 + self.k * torch.sigmoid(-self.b * noise)) / self.q**a).clamp_min(0)
         return path.from_ratio(less / path.noise_scale), noise - less
 
+    def lands(self, rng: Rng, r: torch.Tensor) -> torch.Tensor:
+        """s ≤ r, where the jumps of both end."""
+        return torch.zeros_like(r)
+
+    def measured(self, path: Path, delta: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """How far two jumps from t are apart, in units of the data's end."""
+        return delta
+
     def forward(self, model, batch: StateBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         t = self.times.draw(rng, "t", batch.size).to(batch.x_0).clamp_max(LATEST)
-        (r, apart), zero = self.earlier(model.path, t, step), torch.zeros_like(t)
+        r, apart = self.earlier(model.path, t, step)
+        s = self.lands(rng, r)
         eps = model.path.draw_noise(rng, "eps", batch.x_0)
         x_t, x_r = (model.path.noise(batch.x_0, eps, at) for at in (t, r))
         with torch.no_grad():
-            target = model.jump(x_r, r, zero, batch.context)
-        delta = model.jump(x_t, t, zero, batch.context) - target
+            target = model.jump(x_r, r, s, batch.context)
+        delta = self.measured(model.path, model.jump(x_t, t, s, batch.context) - target, t, s)
         delta = delta.to(torch.promote_types(delta.dtype, torch.float32)).flatten(1)
         c = self.huber * delta.shape[1] ** 0.5
         error = ((delta.square().sum(1) + c**2).sqrt() - c) / apart.clamp_min(1e-4)

@@ -10,6 +10,7 @@ from flowmap.objectives import (
     OBJECTIVES,
     AlphaFlow,
     Consistency,
+    ConsistencyMap,
     ContinuousConsistency,
     Drifting,
     EnergyScore,
@@ -94,11 +95,15 @@ def size_at_truth(objective, step=10**6):
         (at_alpha(0.8), at_alpha(0.02)),
         (Consistency(Uniform(0.1, 0.95), stages=4, huber=10.0), Consistency(Uniform(0.1, 0.95), stages=8, huber=10.0)),
         (
+            ConsistencyMap(0.5, Uniform(0.1, 0.95), stages=2, huber=10.0),
+            ConsistencyMap(0.5, Uniform(0.1, 0.95), stages=6, huber=10.0),
+        ),
+        (
             InductiveMomentMatching(group_size=2, statistic="v", k=6, t_max=0.95, weighted=False),
             InductiveMomentMatching(group_size=64, statistic="v", k=6, t_max=0.95, weighted=False),
         ),
     ],
-    ids=["AlphaFlow, α → 0", "ECT, r → t", "IMM's V-statistic, M → ∞"],
+    ids=["AlphaFlow, α → 0", "ECT, r → t", "ECT of the map, r → t", "IMM's V-statistic, M → ∞"],
 )
 def test_those_that_vanish_only_in_a_limit_do_so(biased, nearly):
     assert size_at_truth(nearly) < 0.35 * size_at_truth(biased)
@@ -180,8 +185,11 @@ def _imm(objective, model, fixed, x_0, rng):
 def _consistency(objective, model, fixed, x_0, rng):
     t, eps = objective.times.draw(rng, "t", len(x_0)).to(x_0), model.path.draw_noise(rng, "eps", x_0)
     r, apart = objective.earlier(model.path, t, 0)
-    ahead, behind = (m.jump(model.path.noise(x_0, eps, at), at, 0 * t) for m, at in ((model, t), (fixed, r)))
-    return (((ahead - behind).square().sum(1) + 0.00054**2).sqrt() / apart).sum()
+    whole = getattr(objective, "whole", 1.0)
+    s = torch.where(rng.uniform("whole", len(x_0)) < whole, 0.0, rng.uniform("s", len(x_0))).to(x_0) * r
+    ahead, behind = (m.jump(model.path.noise(x_0, eps, at), at, s) for m, at in ((model, t), (fixed, r)))
+    apart = apart * (t - s) / t  # so far apart in x_0, on the linear path
+    return (((ahead - behind).square().sum(1) + (0.00054 * (t - s) / t) ** 2).sqrt() / apart).sum()
 
 
 def _drifting(objective, model, fixed, x_0, rng):
@@ -196,9 +204,10 @@ def _drifting(objective, model, fixed, x_0, rng):
     [
         (InductiveMomentMatching(k=4, weighted=False), _imm),
         (Consistency(Uniform(0.1, 0.95)), _consistency),
+        (ConsistencyMap(0.5, Uniform(0.1, 0.95)), _consistency),
         (Drifting(group_size=32), _drifting),
     ],
-    ids=["imm", "consistency", "drifting"],
+    ids=["imm", "consistency", "consistency-map", "drifting"],
 )
 def test_what_a_method_learns_from_itself_is_a_constant(objective, written_out):
     """The gradient is that of the loss written out, the second model a copy that does not move."""
