@@ -1,7 +1,10 @@
 """How image objectives are compared: each drawn from as it was trained to be, settings chosen away from the test split."""
 
+import json
+
 import pytest
 
+from benchmarks import costs
 from benchmarks.claims import by_seed, matching_steps, ratios
 from benchmarks.image_objectives import EULER_STEPS, STEPS, counts_of, options_of
 from benchmarks.images import OBJECTIVES, VARIANTS, config_of, images_of
@@ -73,3 +76,14 @@ def test_ratios_are_taken_seed_by_seed():
     assert [r["contract"]["steps"] for r in found] == list(STEPS)
     assert all(r["value"] == 4.0 and r["stderr"] == pytest.approx(1.0) and r["seeds"] == [0, 1] for r in found)
     assert by_seed(rows({0: 1.0}), "restart") == {}
+
+
+def test_costs_of_what_comes_later_are_in_the_unit_of_those_that_are_there(tmp_path, monkeypatch):
+    """On a machine twice as slow as the first."""
+    file = tmp_path / "costs.json"
+    costs.write_costs({"flow-matching": [2.0, 2.0, 2.0], "imm": [3.0]}, "digits", file, ["first"])
+    before = json.loads(file.read_text())["results"]
+    monkeypatch.setattr(costs, "cpu_seconds", lambda configs, *_: {"flow-matching": [4.0, 4.0], "energy": [10.0, 6.0]})
+    costs.add_costs({"flow-matching": None, "energy": None}, "flow-matching", None, "digits", file, ["later"])
+    assert costs.seconds_of_a_step(file, "") == {"flow-matching": 2.0, "imm": 3.0, "energy": 4.0}
+    assert json.loads(file.read_text())["results"][:2] == before
