@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
 from benchmarks.costs import TIMED_STEP, add_costs, measure_costs, seconds_of_a_step
-from benchmarks.image_objectives import EULER_STEPS, FIELDS, STEPS, counts_of, options_of
+from benchmarks.image_objectives import BOUND, EULER_STEPS, FIELDS, STEPS, counts_of, options_of
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
 from eval.records import record, seeds_mean
@@ -104,6 +104,8 @@ def config_of(
     made: dict[str, Any] = {
         "image__time_scale": KNOWN[objective].time_scale, "image__options": options_of(objective, steps), **FIELDS.get(objective, {}),
     }  # fmt: skip
+    if objective in BOUND and config.image.parameterisation == "endpoint":
+        made["image__parameterisation"] = "simple-edm"
     if name == "imm":
         every = max(1, steps // SNAPSHOTS)
         made |= {"training__checkpoint_every": every, "training__keep_checkpoints": SNAPSHOTS}

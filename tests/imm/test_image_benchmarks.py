@@ -36,6 +36,12 @@ def test_what_is_paced_runs_its_course_over_the_training():
     config = config_of("digits", "continuous-consistency", 3, 400, {"optimizer__lr": 0.5})
     assert config.image.options == {"warmup": 100} and config.image.time_scale == KNOWN["mean-flow"].time_scale == 4.0
     assert (config.seed, config.training.steps, config.optimizer.lr) == (3, 400, 0.5)
+    said = {
+        (on, name): config_of(on, name, 0).image.parameterisation
+        for on in ("digits", "mnist")
+        for name in ("imm", "consistency")
+    }
+    assert list(said.values()) == ["euler-fm", "euler-fm", "endpoint", "simple-edm"]
     assert config_of("digits", "imm, s zeroed", 0).image.use_s is False and len(VARIANTS) == len(OBJECTIVES) + 3
 
 
