@@ -16,6 +16,7 @@ from eval.records import record, write_records
 from flowmap.rng import Rng
 from training.config import RunConfig
 from training.optimizers import make_optimizers
+from training.provenance import write_json
 from training.slices import SliceLoss
 from training.task import Task
 
@@ -41,13 +42,16 @@ def add_costs(
     rounds: int = 15,
 ) -> None:
     """Of what was not there when the file was measured, in turns with `beside`, in the file's own seconds of that."""
-    records: list[dict[str, Any]] = json.loads(file.read_text())["results"]
-    known = {r["subject"]: r["value"] for r in records}
-    seconds = cpu_seconds({beside: configs[beside], **configs}, build, on, rounds)
-    scale = known[beside] / float(np.median(seconds.pop(beside)))
-    fresh = costs({name: [scale * one for one in times] for name, times in seconds.items()}, on)
-    kept = [r for r in records if r["subject"] not in seconds]
-    write_records(file, command, [*kept, *fresh])
+    add(cpu_seconds({beside: configs[beside], **configs}, build, on, rounds), beside, on, file, command)
+
+
+def add(seconds: dict[str, list[float]], beside: str, on: str, file: Path, command: list[str]) -> None:
+    """seconds: of a step of each, by round, of `beside` too. What the file says of the others stands, and who measured it."""
+    kept = json.loads(file.read_text())
+    scale = seconds_of_a_step(file, "")[beside] / float(np.median(seconds[beside]))
+    fresh = costs({name: [scale * one for one in times] for name, times in seconds.items() if name != beside}, on)
+    others = [r for r in kept["results"] if r["subject"] not in seconds or r["subject"] == beside]
+    write_json(file, {**kept, "results": [*others, *({**r, "command": command, "beside": beside} for r in fresh)]})
 
 
 def costs(seconds: Mapping[str, list[float]], on: str) -> list[dict[str, Any]]:

@@ -13,9 +13,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 not named has its own defaults."""
 FIELDS: dict[str, dict[str, Any]] = {"shortcut": {"optimizer__weight_decay": 0.1}}
 """Of the run, as the method's paper asks."""
-BOUND = ("consistency", "consistency-map", "continuous-consistency")
-"""What learns from what it says near the data, where it must be held to say the data: by simple-EDM, as their papers have it, in the place of
-the parameterisation endpoint, which lets go from σ = 0.05 on (MNIST's FID was 971 so, after a collapse)."""
 PACED = {
     "alpha-flow": ("end", 1.0),
     "consistency": ("stage", 0.125),

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
 from benchmarks.costs import TIMED_STEP, add_costs, measure_costs, seconds_of_a_step
-from benchmarks.image_objectives import BOUND, EULER_STEPS, FIELDS, STEPS, counts_of, options_of
+from benchmarks.image_objectives import EULER_STEPS, FIELDS, STEPS, counts_of, options_of
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
 from eval.records import record, seeds_mean
@@ -69,9 +69,10 @@ def main() -> None:
     variant = settings([*args.set, *["image.selection=true"] * args.select])
     for on in args.on:
         if args.costs:
-            names = args.objectives if len(args.objectives) == len(VARIANTS) else [BESIDE, *args.objectives]
-            configs = {name: config_of(on, name, 0, 2 * TIMED_STEP) for name in names}
-            if len(names) == len(VARIANTS):
+            configs = {
+                name: config_of(on, name, 0, 2 * TIMED_STEP) for name in {BESIDE: 0, **dict.fromkeys(args.objectives)}
+            }
+            if set(args.objectives) == set(VARIANTS):
                 measure_costs(configs, build, on, costs_of(on), command)
             else:
                 add_costs(configs, BESIDE, build, on, costs_of(on), command)
@@ -104,7 +105,7 @@ def config_of(
     made: dict[str, Any] = {
         "image__time_scale": KNOWN[objective].time_scale, "image__options": options_of(objective, steps), **FIELDS.get(objective, {}),
     }  # fmt: skip
-    if objective in BOUND and config.image.parameterisation == "endpoint":
+    if KNOWN[objective].bound and config.image.parameterisation == "endpoint":
         made["image__parameterisation"] = "simple-edm"
     if name == "imm":
         every = max(1, steps // SNAPSHOTS)

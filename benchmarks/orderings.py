@@ -102,7 +102,13 @@ def print_orderings(records: Sequence[dict[str, Any]]) -> None:
         if None in found:
             continue
         better, worse = (r for r in found if r is not None)
-        by = "bound, nats/token" if ordering.nfe is None else f"judge NLL, nfe {ordering.nfe}"
+        by = (
+            "bound, nats/token"
+            if ordering.nfe is None
+            else f"judge NLL, nfe {ordering.nfe}, T = {ordering.temperature:g}"
+        )
+        if any(r["contract"].get("block") for r in found if r is not None):
+            by += f", blocks of {ordering.block}"
         error = sum(r.get("stderr", 0.0) ** 2 for r in (better, worse)) ** 0.5
         apart = worse["value"] - better["value"]
         verdict = "yes" if apart > 2 * error else "no" if apart < -2 * error else "not told apart"

@@ -21,6 +21,11 @@ from mtp.losses.linear_nll import row_nll
 from training.data.tokenizer import start_token
 
 NGRAMS = (1, 2, 4)
+ALIKE = (
+    "block", "temperature", "top_p", "threshold", "drawn", "steps", "sampler", "decoder", "self_conditioning", "grid", "order", "delay",
+    "guidance",
+)  # fmt: skip
+"""What samples that are scored together have in common, of their contracts."""
 COMPARED = (1, 2)
 """Lengths of the n-grams whose law is compared with the real one: longer ones hardly come twice."""
 
@@ -28,12 +33,11 @@ COMPARED = (1, 2)
 def quality(
     rows: Sequence[dict[str, Any]], judge: LoadedRun | None, on: str, with_mauve: bool = False
 ) -> list[dict[str, Any]]:
-    """rows: samples; those of one subject, run, block, temperature and threshold are scored together. Each block of a
+    """rows: samples; those of one subject and run that were written alike are scored together. Each block of a
     sample is a pass of the trunk, and so gives tokens_per_forward too. with_mauve: on the judge's states."""
     if with_mauve and judge is None:
         raise ValueError("--mauve compares the judge's states: name one with --judge")
-    contract = ("block", "temperature", "top_p", "threshold", "drawn", "steps", "sampler")
-    key = lambda row: (row["subject"], row["run"], *(row["contract"].get(name) for name in contract))  # noqa: E731
+    key = lambda row: (row["subject"], row["run"], *(row["contract"].get(name) for name in ALIKE))  # noqa: E731
     records: list[dict[str, Any]] = []
     for _, found in groupby(sorted(rows, key=lambda row: str(key(row))), key):
         group = list(found)

@@ -132,12 +132,16 @@ def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
     return seeds_mean(list(by_seed.values()))
 
 
+PLAIN = {"grid": "even", "order": "left-to-right"}
+"""What is done where nothing else is asked for."""
+
+
 def written_by(r: Mapping[str, Any]) -> str:
     """The subject, and what besides its sampler it was asked to do otherwise than it was trained to."""
     contract = r["contract"]
     told = [f"decoder {contract['decoder']}"] if contract.get("decoder") in ("softmax", "nearest") else []
     told += ["one pass a step"] * (contract.get("self_conditioning") is False)
-    told += [f"{name} {contract[name]}" for name in ("grid", "order") if contract.get(name)]
+    told += [f"{name} {contract[name]}" for name, plain in PLAIN.items() if contract.get(name) not in (None, plain)]
     told += [f"{name} {contract[name]:g}" for name in ("guidance", "top_p") if contract.get(name, 1) != 1]
     told += [f"delay {contract['delay']}"] if contract.get("delay") else []
     return ", ".join([r["subject"], *told])

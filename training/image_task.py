@@ -32,6 +32,10 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     objective = build_objective("image", plan, OBJECTIVES)
     if plan.conditional and not objective.takes_classes:
         raise ValueError(f"image.objective {plan.objective} knows no classes: set image.conditional to false")
+    if objective.bound and plan.parameterisation == "endpoint":
+        raise ValueError(
+            f"image.parameterisation endpoint lets go of the data near it, where {plan.objective} learns from it: take simple-edm"
+        )
     no_label = images.num_classes
     scaling = images.scaling
     channels, height, width = images.shape

@@ -169,7 +169,7 @@ def train(
         if task.validation and (done % plan.evaluate_every == 0 or done == plan.steps):
             before = time.perf_counter()
             if main:
-                validation = evaluate(task, module, average, device, done)
+                validation = evaluate(task, module, average, device, done - 1)
                 log({"step": done, "split": "validation", **validation})
             accelerator.wait_for_everyone()
             clock += time.perf_counter() - before

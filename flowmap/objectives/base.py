@@ -55,7 +55,8 @@ class Objective(nn.Module):
     sampler: of `flowmap.samplers`, by which what it trains is drawn from; most_steps: of that sampler, None for any number.
     time_scale: of the network's time embeddings, unless told otherwise: 1000 tells near times apart, a few units are smooth, for
     what differentiates in time or walks through it in small steps.
-    takes_classes: whether samples may be of given classes. version: of what the same options compute, raised when that changes.
+    takes_classes: whether samples may be of given classes. bound: whether it learns from what the map says near the data, where the
+    parameterisation has to hold it to the data. version: of what the same options compute, raised when that changes.
     """
 
     coupling: ClassVar[Literal["sample", "group", "batch"]] = "sample"
@@ -65,6 +66,7 @@ class Objective(nn.Module):
     most_steps: ClassVar[int | None] = None
     time_scale: ClassVar[float] = 1000.0
     takes_classes: ClassVar[bool] = True
+    bound: ClassVar[bool] = False
     version: ClassVar[int | None] = None
     group_size: int = 1
     teacher_decay: float | None = None

@@ -19,6 +19,7 @@ LATEST = 1 - 1e-4
 
 class Consistency(Objective):
     version = 2
+    bound = True
     sampler = "restart"  # it only ever jumps to 0
 
     def __init__(
@@ -46,9 +47,9 @@ class Consistency(Objective):
         """s ≤ r, where the jumps of both end."""
         return torch.zeros_like(r)
 
-    def measured(self, path: Path, delta: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """How far two jumps from t are apart, in units of the data's end."""
-        return delta
+    def weight(self, path: Path, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor | float:
+        """Of what two jumps from t to s are apart."""
+        return 1.0
 
     def forward(self, model, batch: StateBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
         t = self.times.draw(rng, "t", batch.size).to(batch.x_0).clamp_max(LATEST)
@@ -58,9 +59,9 @@ class Consistency(Objective):
         x_t, x_r = (model.path.noise(batch.x_0, eps, at) for at in (t, r))
         with torch.no_grad():
             target = model.jump(x_r, r, s, batch.context)
-        delta = self.measured(model.path, model.jump(x_t, t, s, batch.context) - target, t, s)
+        delta = model.jump(x_t, t, s, batch.context) - target
         delta = delta.to(torch.promote_types(delta.dtype, torch.float32)).flatten(1)
         c = self.huber * delta.shape[1] ** 0.5
-        error = ((delta.square().sum(1) + c**2).sqrt() - c) / apart.clamp_min(1e-4)
+        error = ((delta.square().sum(1) + c**2).sqrt() - c) / apart.clamp_min(1e-4) * self.weight(model.path, t, s)
         count = torch.tensor(float(batch.size), device=t.device)
         return Loss(error.sum(), count, {"consistency": (error.sum().detach(), count)})

@@ -1,23 +1,22 @@
 """Easy consistency tuning (2406.14548) of the whole two-time map, ours: jumps from two near times of one pair agree wherever they end.
 
-    L = (√(‖Δ‖² + c²) − c)/(ς_t−ς_r),   Δ = (X_{t→s}(x_t) − sg X_{r→s}(x_r))·B(t,0)/B(t,s),   s ≤ r < t
+    L = B(t,0)/B(t,s)·(√(‖Δ‖² + c²) − c)/(ς_t−ς_r),   Δ = X_{t→s}(x_t) − sg X_{r→s}(x_r),   s ≤ r < t
 
-s = 0 for a share of the samples, which are those of ECT, else uniform in [0, r]. A jump adds B(t,s)·v to A(t,s)·x_t, so that Δ is in units of the
-data's end wherever it lands. No derivative, no teacher, two passes of which one keeps a gradient. At the exact map the gradient is O(t−r) for a
-large c, as of ECT. The share of Δ that B magnifies is that of v alone, where t and s are near.
+s = 0 for a share of the samples, which are those of ECT, else uniform in [0, r]. A jump adds B(t,s)·v to A(t,s)·x_t: the weight keeps that of v even
+wherever it lands. c is of Δ itself: near s = r, where Δ is (t−r) times what flow matching regresses on, the loss is its square, and v the mean.
+No derivative, no teacher, two passes of which one keeps a gradient. At the exact map the gradient is O(t−r) for a large c, as of ECT.
 """
 
 import torch
 
 from flowmap.objectives.consistency import Consistency
-from flowmap.path import expand
 from flowmap.times import TimeLaw
 
 
 class ConsistencyMap(Consistency):
     """whole: the share of samples whose jumps end at 0."""
 
-    version = 1
+    version = 2
     sampler = "pushforward"
 
     def __init__(
@@ -40,6 +39,6 @@ class ConsistencyMap(Consistency):
         there = rng.uniform("whole", len(r)) < self.whole
         return torch.where(there, 0.0, rng.uniform("s", len(r))).to(r) * r
 
-    def measured(self, path, delta, t, s):
+    def weight(self, path, t, s):
         far, near = (path.coefficients(t, end)[1] for end in (torch.zeros_like(s), s))
-        return delta * expand(far / near, delta)
+        return torch.where(near == 0, 1.0, far / near)  # 0/0 at the data itself

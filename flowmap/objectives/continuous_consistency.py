@@ -17,6 +17,7 @@ from flowmap.times import LogitNormal, TimeLaw
 
 
 class ContinuousConsistency(TwoTime):
+    bound = True
     sampler = "restart"  # it only ever jumps to 0
 
     def __init__(self, times: TimeLaw | None = None, warmup: int = 1000, normalise: float | None = 0.1) -> None:

@@ -189,7 +189,7 @@ def _consistency(objective, model, fixed, x_0, rng):
     s = torch.where(rng.uniform("whole", len(x_0)) < whole, 0.0, rng.uniform("s", len(x_0))).to(x_0) * r
     ahead, behind = (m.jump(model.path.noise(x_0, eps, at), at, s) for m, at in ((model, t), (fixed, r)))
     apart = apart * (t - s) / t  # so far apart in x_0, on the linear path
-    return (((ahead - behind).square().sum(1) + (0.00054 * (t - s) / t) ** 2).sqrt() / apart).sum()
+    return (((ahead - behind).square().sum(1) + 0.00054**2).sqrt() / apart).sum()
 
 
 def _drifting(objective, model, fixed, x_0, rng):
