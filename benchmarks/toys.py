@@ -70,7 +70,7 @@ def main() -> None:
     torch.set_num_threads(1)
     command = ["python", "-m", "benchmarks.toys", *sys.argv[1:]]
     if args.costs:
-        return measure_costs(args.laws[0], args.batch, command)
+        return measure_costs(args.laws[0], args.objectives, args.batch, command)
     records = []
     for law in args.laws:
         for seed in args.seeds:
@@ -92,6 +92,8 @@ def one_cell(law: str, name: str, seed: int, args: argparse.Namespace, command: 
         recipe, sampler = RECIPES[name], OBJECTIVES[name].sampler
         steps = round(args.seconds / seconds_of_a_step(COSTS, "python -m benchmarks.toys --costs")[name])
         inputs |= {"steps": steps, "batch": args.batch, "options": recipe.options(steps), **OPTIMISER, **NETWORK}
+        if (version := OBJECTIVES[name].version) is not None:
+            inputs["version"] = version
         inputs |= {"time_scale": recipe.time_scale, "sampler": sampler, "counts": list(counts_of(name))}
 
     def measure() -> list[dict[str, Any]]:

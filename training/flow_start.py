@@ -18,9 +18,9 @@ def begin_with(model: FlowLM, earlier: FlowLM, name: str) -> None:
         shape = tuple(new[wrong[0]].shape) if wrong[0] in new else "missing"
         raise ValueError(f"{name} has {wrong[0]} of {tuple(old[wrong[0]].shape)}, here {shape}: sizes differ")
     there, here = ({**(one.config.backbone or {}), "attention": None} for one in (earlier, model))
-    if differs := sorted(field for field in here if there.get(field) != here[field]):
-        field = differs[0]
-        raise ValueError(f"{name} has {field} {there.get(field)!r}, here {here[field]!r}: networks differ")
+    for field in sorted(set(there) & set(here)):
+        if there[field] != here[field]:
+            raise ValueError(f"{name} has {field} {there[field]!r}, here {here[field]!r}: they must agree")
     extra = {n: torch.zeros_like(w) if "read_self" in n else w for n, w in new.items() if n not in old}
     model.map.load_state_dict(old | extra)
 

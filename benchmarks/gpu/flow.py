@@ -76,16 +76,20 @@ def main() -> None:
     if args.prepare:
         from training.config import load_preset, to_dict
 
-        configs = {name: to_dict(load_preset(name)) for name in PRESETS}
-        plans = {
-            name: config["flow"] | {"lr": config["optimizer"]["lr"], "precision": config["training"]["precision"]}
-            for name, config in configs.items()
-        }
+        plans = {name: plan_of(to_dict(load_preset(name))) for name in PRESETS}
         return prepare(args.prepare, args.name, None, args.keep, presets=json.dumps(plans))
     if not args.data or not args.out:
         parser.error("--data and --out are needed, or --prepare")
     torch.set_float32_matmul_precision("high")
     Bench(args).run()
+
+
+def plan_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What travels of a preset. windows: that its training reads."""
+    training = config["training"]
+    return config["flow"] | {
+        "lr": config["optimizer"]["lr"], "precision": training["precision"], "windows": training["steps"] * training["batch_size"],
+    }  # fmt: skip
 
 
 class Bench:
@@ -114,6 +118,11 @@ class Bench:
         """By the field that names it, what a preset begins with or learns from."""
         named = {field: getattr(self.plans[name], field) for field in ("start", "teacher")}
         return {field: run.removeprefix("runs/") for field, run in named.items() if run}
+
+    def own_share(self, name: str) -> float:
+        """Of the windows that a preset and the one before it read here."""
+        own, before = self.plans[name].windows, set(self.earlier(name).values())
+        return own / (own + sum(self.plans[run].windows for run in before))
 
     def keep(self, metric: str, value: float, subject: str, contract: dict[str, Any], **more: Any) -> None:
         told: dict[str, Any] = {"kind": "estimate", **more, "train_seed": self.args.seed, "contract": contract}
@@ -150,15 +159,16 @@ class Bench:
         return model.eval()
 
     def model(self, name: str, share: float = 1.0) -> Any:
-        """share: of the minutes of a preset. A preset and the one before it have half each."""
+        """share: of the minutes of a preset, which it and those before it have as they share its windows here."""
         if (name, share) not in self.made:
             self.made[name, share] = self.train(name, share)
         return self.made[name, share]
 
     def train(self, name: str, share: float) -> Any:
         args, plan = self.args, self.plans[name]
-        before = {field: self.model(run, share / 2) for field, run in self.earlier(name).items()}
-        seconds = 60 * args.minutes * share / (2 if before else 1)
+        own = share * self.own_share(name)
+        before = {field: self.model(run, share - own) for field, run in self.earlier(name).items()}
+        seconds = 60 * args.minutes * own
         plan.width, plan.depth, plan.heads = args.width, args.depth, max(1, args.width // 64)
         torch.manual_seed(args.seed)
         objective = build_objective("flow", plan, OBJECTIVES, laws_of(plan, self.vocab))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def data(tmp_path_factory):
     np.savez(
         file, name="toy", vocab=5, train=text, train_offsets=np.array([0, 900, 6000]), validation=text[:900],
         validation_offsets=np.array([0, 200, 900]),
-        presets=json.dumps({n: p["flow"] | {"lr": p["optimizer"]["lr"], "precision": p["training"]["precision"], "block_lengths": p["flow"]["block_lengths"] and [4, 16]} for n, p in plans.items()}),
+        presets=json.dumps({n: flow.plan_of(p) | {"block_lengths": p["flow"]["block_lengths"] and [4, 16]} for n, p in plans.items()}),
     )  # fmt: skip
     return file
 
@@ -53,3 +54,9 @@ def test_the_scripts_need_no_more_than_they_say():
     told = "import sys, benchmarks.gpu.flow, benchmarks.gpu.images; print(*{m.partition('.')[0] for m in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" in loaded and not {"datasets", "pydantic", "tyro", "matplotlib"} & set(loaded)
+
+
+def test_stages_share_the_minutes_as_they_share_the_windows(data, tmp_path):
+    bench = flow.Bench(SimpleNamespace(data=data, out=tmp_path / "out.json", depth=1, width=16))
+    shares = {name: bench.own_share(name) for name in ("flow-dfm-esd", "flow-fmlm", "flow-leap")}
+    assert shares == {"flow-dfm-esd": pytest.approx(0.15), "flow-fmlm": 0.5, "flow-leap": 1.0}

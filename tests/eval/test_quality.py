@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from eval.loading import LoadedRun
 from eval.quality import judge_nll, quality, ratio_error
+from eval.records import written_by
 from eval.samples import read_samples, write_samples
 from eval.text_laws import distinct, repetition, unigram_entropy
 from mtp import MTPForCausalLM
@@ -109,3 +110,22 @@ def test_mauve_tells_samples_of_the_law_from_dull_ones(judge):
         quality(rows, None, "test", with_mauve=True)
     with pytest.raises(ValueError, match="20 samples of each"):
         quality(rows[:5], judge, "test", with_mauve=True)
+
+
+def test_samples_that_were_written_otherwise_are_scored_apart():
+    """A contextual decoder's and the nearest codes, two passes a step and one: never one mean, nor one another's seeds."""
+    ways = (
+        {"decoder": "contextual"},
+        {"decoder": "nearest"},
+        {"self_conditioning": False},
+        {"guidance": 2.0},
+        {"grid": "clock"},
+        {"order": "random"},
+        {"delay": 1},
+    )
+    rows = [row("a b c d" if n else "a a a a", subject="flow", real="a b") for n in range(len(ways)) for _ in range(2)]
+    for n, one in enumerate(rows):
+        one["contract"] |= {"sampler": "ddim", "steps": 4, "nfe": 4, **ways[n // 2]}
+    found = [r for r in quality(rows, None, "words") if r["metric"] == "entropy" and r["subject"] == "flow"]
+    assert len(found) == len(ways) and all(r["n"] == 2 for r in found)
+    assert len({written_by(r) for r in found}) == len(ways)

@@ -543,6 +543,7 @@ def test_a_projected_gradient_does_not_fight_the_denoisers(config):
 def test_what_cannot_be_learned_from_is_one_line(config, earlier, tmp_path):
     for more, what in (
         ({"flow__start": earlier, "flow__width": 32}, r"flow.start .* sizes differ"),
+        ({"flow__start": earlier, "flow__time_scale": 7.0}, r"flow.start .* has time_scale .*, here 7.0: they must"),
         ({"flow__start": str(tmp_path)}, "no run directory"),
         ({"flow__teacher": earlier, "flow__path": "cosine"}, "has path 'linear', this run 'cosine'"),
         ({"flow__teacher": earlier, "data__suite": "brackets-8"}, "has other tokens"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from flowmap.objectives import OBJECTIVES
+from flowmap.objectives import OBJECTIVES, Consistency
 from imm.model import ImageFlow
 from tests.training.harness import (
     ROOT,
@@ -134,6 +134,26 @@ def test_every_objective_trains_an_image_model(tmp_path, name):
 def test_an_objective_that_knows_no_classes_says_so(tmp_path):
     settings = override(load_preset("configs/_digits.yaml"), image__objective="drifting")
     with pytest.raises(ValueError, match="drifting knows no classes: set image"):
+        train(settings, tmp_path, build, quiet=True)
+
+
+def test_what_is_scheduled_is_validated_where_it_stands(tmp_path, monkeypatch):
+    heard, forward = [], Consistency.forward
+
+    def listening(self, model, batch, *, step, **more):
+        heard.append((model.training, step))
+        return forward(self, model, batch, step=step, **more)
+
+    monkeypatch.setattr(Consistency, "forward", listening)
+    settings = override(load_preset("configs/_digits.yaml"), **{**TINY, "image__objective": "consistency"})
+    train(settings, tmp_path / "run", build, quiet=True)
+    assert {step for training, step in heard if not training} == {3, 7}
+
+
+def test_consistency_is_refused_a_map_that_is_not_held_to_the_data(tmp_path):
+    settings = override(load_preset("imm-mnist"), image__name="digits", image__patch=8, image__objective="consistency")
+    settings.image.options = {}
+    with pytest.raises(ValueError, match="lets go of the data near it, where consistency learns from it: take simple"):
         train(settings, tmp_path, build, quiet=True)
 
 
