@@ -273,7 +273,7 @@ def test_long_contexts_are_cut_from_the_left_and_long_continuations_refused(tmp_
 
 def test_what_has_no_likelihood_says_so_in_one_line(tmp_path):
     folder = model(tmp_path, "flow", rounding={"depth": 1})
-    with pytest.raises(ValueError, match="contextual decoder, whose law has no bound here") as caught:
+    with pytest.raises(ValueError, match="the decoder contextual, whose law has no bound here") as caught:
         LeapFlow(folder).loglikelihood(asked(("a", " b")), True)
     assert "\n" not in str(caught.value)
     assert LeapFlow(folder, decoder="softmax", calls=8).loglikelihood(asked(("a", " b")), True)[0][0] < 0
