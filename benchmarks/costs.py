@@ -21,41 +21,34 @@ from training.slices import SliceLoss
 from training.task import Task
 
 Build = Callable[[RunConfig, Accelerator], Task]
+BESIDE = "flow-matching"
+"""Whose cost is the unit of those measured later."""
 TIMED_STEP = 1000
 """The step of training that is timed: what is paced should be half through by then."""
 
 
 def measure_costs(
-    configs: Mapping[str, RunConfig], build: Build, on: str, file: Path, command: list[str], rounds: int = 15
+    configs: Mapping[str, RunConfig], build: Build, on: str, file: Path, command: list[str], later: bool = False
 ) -> None:
-    """Median CPU time of a step of each, as records."""
-    write_costs(cpu_seconds(configs, build, on, rounds), on, file, command)
+    """Median CPU time of a step of each, kept as `keep_costs` says."""
+    keep_costs(cpu_seconds(configs, build, on), on, file, command, later)
 
 
-def add_costs(
-    configs: Mapping[str, RunConfig],
-    beside: str,
-    build: Build,
-    on: str,
-    file: Path,
-    command: list[str],
-    rounds: int = 15,
+def keep_costs(
+    seconds: Mapping[str, list[float]], on: str, file: Path, command: list[str], later: bool = False
 ) -> None:
-    """Of what was not there when the file was measured, in turns with `beside`, in the file's own seconds of that."""
-    add(cpu_seconds({beside: configs[beside], **configs}, build, on, rounds), beside, on, file, command)
-
-
-def add(seconds: dict[str, list[float]], beside: str, on: str, file: Path, command: list[str]) -> None:
-    """seconds: of a step of each, by round, of `beside` too. What the file says of the others stands, and who measured it."""
+    """seconds: of a step of each, by round. later: BESIDE was measured again with what was not there at first, which is added in the
+    file's own seconds of that; what the file says of the others stands, and who measured it."""
+    if not later:
+        return write_records(file, command, _medians(seconds, on))
     kept = json.loads(file.read_text())
-    scale = seconds_of_a_step(file, "")[beside] / float(np.median(seconds[beside]))
-    fresh = costs({name: [scale * one for one in times] for name, times in seconds.items() if name != beside}, on)
-    others = [r for r in kept["results"] if r["subject"] not in seconds or r["subject"] == beside]
-    write_json(file, {**kept, "results": [*others, *({**r, "command": command, "beside": beside} for r in fresh)]})
+    scale = seconds_of_a_step(file, "")[BESIDE] / float(np.median(seconds[BESIDE]))
+    fresh = _medians({name: [scale * one for one in times] for name, times in seconds.items() if name != BESIDE}, on)
+    others = [r for r in kept["results"] if r["subject"] not in {r["subject"] for r in fresh}]
+    write_json(file, {**kept, "results": [*others, *({**r, "command": command, "beside": BESIDE} for r in fresh)]})
 
 
-def costs(seconds: Mapping[str, list[float]], on: str) -> list[dict[str, Any]]:
-    """seconds: of a step of each, by round."""
+def _medians(seconds: Mapping[str, list[float]], on: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         record(
             "latency", float(np.median(times)), on=on, subject=name, kind="estimate", n=len(times),
@@ -66,10 +59,6 @@ def costs(seconds: Mapping[str, list[float]], on: str) -> list[dict[str, Any]]:
     for r in found:
         print(f"{r['subject']}: {r['value'] * 1e3:.1f} ms")
     return found
-
-
-def write_costs(seconds: Mapping[str, list[float]], on: str, file: Path, command: list[str]) -> None:
-    write_records(file, command, costs(seconds, on))
 
 
 def cpu_seconds(configs: Mapping[str, RunConfig], build: Build, on: str, rounds: int = 15) -> dict[str, list[float]]:

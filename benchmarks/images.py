@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.cells import cell, cell_name, settings
-from benchmarks.costs import TIMED_STEP, add_costs, measure_costs, seconds_of_a_step
+from benchmarks.costs import BESIDE, TIMED_STEP, measure_costs, seconds_of_a_step
 from benchmarks.image_objectives import EULER_STEPS, FIELDS, STEPS, counts_of, options_of
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
@@ -47,8 +47,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow-matching, cosine": {"image__objective": "flow-matching", "image__path": "cosine"},
 }
 SCORED_IN_FULL = (1, 4, 8, 50)
-BESIDE = "flow-matching"
-"""Whose cost is the unit of those measured later."""
 SNAPSHOTS = 24
 """Of IMM's training, kept for benchmarks.claims."""
 
@@ -72,10 +70,7 @@ def main() -> None:
             configs = {
                 name: config_of(on, name, 0, 2 * TIMED_STEP) for name in {BESIDE: 0, **dict.fromkeys(args.objectives)}
             }
-            if set(args.objectives) == set(VARIANTS):
-                measure_costs(configs, build, on, costs_of(on), command)
-            else:
-                add_costs(configs, BESIDE, build, on, costs_of(on), command)
+            measure_costs(configs, build, on, costs_of(on), command, later=set(args.objectives) != set(VARIANTS))
             continue
         costs = read_costs(on)
         found = []

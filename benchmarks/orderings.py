@@ -1,7 +1,7 @@
 """The orderings that published flow language models claim against their own ablations, as pairs of cells of benchmarks.flow_text.
 
 A row says which of two trainings its source found better, and by what they are compared here: the bound in nats a token, or the
-judge's NLL of samples at temperature 1 in so many calls of the network. shared sizes, budget and seeds; one name differs.
+judge's NLL of samples, at temperature 1 unless it says so, in so many calls of the network. Shared sizes, budget and seeds; one name differs.
 """
 
 from collections.abc import Iterator, Sequence

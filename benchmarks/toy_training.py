@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.costs import add, in_turns, write_costs
+from benchmarks.costs import BESIDE, in_turns, keep_costs
 from flowmap.maps import FlowMap
 from flowmap.objectives import OBJECTIVES, Objective, StateBatch
 from flowmap.rng import Rng
@@ -21,8 +21,6 @@ from imm.toys import LAWS, PointNetwork
 SAMPLES, REFERENCE = 50_000, 64
 NOISE = 2**32 - 1
 """The number of a batch that no training reaches: what is sampled from."""
-BESIDE = "flow-matching"
-"""Whose cost is the unit of those measured later."""
 COSTS = Path(__file__).parent / "results" / "toys" / "costs.json"
 MANY = 10**6
 """Steps that a training is taken to have whose steps are timed."""
@@ -130,7 +128,4 @@ def measure_costs(law: str, names: Sequence[str], batch: int, command: list[str]
     running = {name: training(law, name, 0, MANY, batch) for name in {BESIDE: 0, **dict.fromkeys(names)}}
     steps = {name: lambda one=one: next(one) for name, one in running.items()}
     seconds = in_turns(steps, "toys", rounds=40)
-    if set(names) == set(RECIPES):
-        write_costs(seconds, law, COSTS, command)
-    else:
-        add(seconds, BESIDE, law, COSTS, command)
+    keep_costs(seconds, law, COSTS, command, later=set(names) != set(RECIPES))

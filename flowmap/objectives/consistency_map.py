@@ -10,7 +10,6 @@ No derivative, no teacher, two passes of which one keeps a gradient. At the exac
 import torch
 
 from flowmap.objectives.consistency import Consistency
-from flowmap.times import TimeLaw
 
 
 class ConsistencyMap(Consistency):
@@ -19,18 +18,8 @@ class ConsistencyMap(Consistency):
     version = 2
     sampler = "pushforward"
 
-    def __init__(
-        self,
-        whole: float = 0.5,
-        times: TimeLaw | None = None,
-        q: float = 2.0,
-        k: float = 8.0,
-        b: float = 1.0,
-        stage: int = 500,
-        stages: int = 8,
-        huber: float = 0.00054,
-    ) -> None:
-        super().__init__(times, q, k, b, stage, stages, huber)
+    def __init__(self, *args, whole: float = 0.5, **more) -> None:
+        super().__init__(*args, **more)
         if not 0 <= whole <= 1:
             raise ValueError(f"whole {whole}: the share of samples whose jumps end at 0, from 0 to 1")
         self.whole = whole

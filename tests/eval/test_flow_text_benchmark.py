@@ -12,7 +12,9 @@ from benchmarks import flow_runs, flow_text, orderings
 from eval.flow import load_flow
 from eval.flow_samples import starts_of
 from eval.records import record
+from flowlm import FlowLM, FlowLMConfig
 from flowmap.rng import Rng
+from flowmap.warp import Warp
 from training.config import load_preset, override
 from training.tasks import build
 
@@ -78,6 +80,19 @@ def test_a_window_of_text_begins_anywhere_and_a_suite_s_with_the_start_token(sma
 
 def _trained(folder, preset):
     return flow_runs.Planned(preset, folder / "runs" / "small", 0, {}, {}).train()[0]
+
+
+def test_nearest_codes_are_taken_once_where_nothing_is_drawn():
+    backbone = {"width": 16, "depth": 1, "heads": 2}
+    told = {"vocab_size": 5, "length": 3, "codebook": "embedding", "state_size": 4, "backbone": backbone}
+    decoders = {}
+    for rounding in (None, {"depth": 1}):
+        run = SimpleNamespace(name="run", model=FlowLM(FlowLMConfig(rounding=rounding, **told)))
+        for temperature in (0.0, 1.0):
+            ways = flow_runs.by_calls(run, (1, 2), 0, Warp(temperature))
+            decoders[bool(rounding), temperature] = {way.options.get("decoder") for way in ways}
+    own = decoders.pop((True, 0.0))
+    assert own == {None, "nearest"} and all(found == {None} for found in decoders.values())
 
 
 def test_a_preset_and_those_before_it_read_one_budget_and_what_is_set_is_set_in_the_preset_alone(tmp_path):

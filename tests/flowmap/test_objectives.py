@@ -95,8 +95,8 @@ def size_at_truth(objective, step=10**6):
         (at_alpha(0.8), at_alpha(0.02)),
         (Consistency(Uniform(0.1, 0.95), stages=4, huber=10.0), Consistency(Uniform(0.1, 0.95), stages=8, huber=10.0)),
         (
-            ConsistencyMap(0.5, Uniform(0.1, 0.95), stages=2, huber=10.0),
-            ConsistencyMap(0.5, Uniform(0.1, 0.95), stages=6, huber=10.0),
+            ConsistencyMap(Uniform(0.1, 0.95), stages=2, huber=10.0),
+            ConsistencyMap(Uniform(0.1, 0.95), stages=6, huber=10.0),
         ),
         (
             InductiveMomentMatching(group_size=2, statistic="v", k=6, t_max=0.95, weighted=False),
@@ -204,7 +204,7 @@ def _drifting(objective, model, fixed, x_0, rng):
     [
         (InductiveMomentMatching(k=4, weighted=False), _imm),
         (Consistency(Uniform(0.1, 0.95)), _consistency),
-        (ConsistencyMap(0.5, Uniform(0.1, 0.95)), _consistency),
+        (ConsistencyMap(Uniform(0.1, 0.95)), _consistency),
         (Drifting(group_size=32), _drifting),
     ],
     ids=["imm", "consistency", "consistency-map", "drifting"],

@@ -7,7 +7,8 @@ import pytest
 from benchmarks import costs
 from benchmarks.claims import by_seed, matching_steps, ratios
 from benchmarks.image_objectives import EULER_STEPS, STEPS, counts_of, options_of
-from benchmarks.images import OBJECTIVES, VARIANTS, config_of, images_of
+from benchmarks.images import OBJECTIVES, VARIANTS, config_of, images_of, read_costs
+from benchmarks.toy_training import COSTS, RECIPES
 from flowmap.objectives import OBJECTIVES as KNOWN
 from flowmap.samplers import OF_STATES
 from imm.data import load_images
@@ -87,9 +88,15 @@ def test_ratios_are_taken_seed_by_seed():
 def test_costs_of_what_comes_later_are_in_the_unit_of_those_that_are_there(tmp_path, monkeypatch):
     """On a machine twice as slow as the first."""
     file = tmp_path / "costs.json"
-    costs.write_costs({"flow-matching": [2.0, 2.0, 2.0], "imm": [3.0]}, "digits", file, ["first"])
+    costs.keep_costs({"flow-matching": [2.0, 2.0, 2.0], "imm": [3.0]}, "digits", file, ["first"])
     before = json.loads(file.read_text())["results"]
     monkeypatch.setattr(costs, "cpu_seconds", lambda configs, *_: {"flow-matching": [4.0, 4.0], "energy": [10.0, 6.0]})
-    costs.add_costs({"flow-matching": None, "energy": None}, "flow-matching", None, "digits", file, ["later"])
+    costs.measure_costs({}, None, "digits", file, ["later"], later=True)
     assert costs.seconds_of_a_step(file, "") == {"flow-matching": 2.0, "imm": 3.0, "energy": 4.0}
     assert json.loads(file.read_text())["results"][:2] == before
+
+
+def test_every_training_of_a_benchmark_has_a_cost():
+    for on in ("digits", "mnist"):
+        assert set(VARIANTS) <= set(read_costs(on))
+    assert set(RECIPES) <= set(costs.seconds_of_a_step(COSTS, ""))
