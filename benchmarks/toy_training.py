@@ -28,10 +28,11 @@ MANY = 10**6
 
 @dataclass(frozen=True)
 class Recipe:
-    """options: from the number of steps, for what is scheduled."""
+    """options: from the number of steps, for what is scheduled. batch: points a step."""
 
     options: Callable[[int], dict[str, Any]] = lambda steps: {}
     time_scale: float = 2.0
+    batch: int = 1024
 
 
 RECIPES = {
@@ -50,7 +51,7 @@ RECIPES = {
     "consistency-map": Recipe(lambda steps: {"stage": steps // 8}),
     "continuous-consistency": Recipe(lambda steps: {"warmup": steps // 4}),
     "energy": Recipe(),
-    "drifting": Recipe(lambda steps: {"group_size": 256}),
+    "drifting": Recipe(lambda steps: {"group_size": 256, "temperatures": (0.03, 0.1)}, batch=512),
 }
 
 
@@ -76,12 +77,12 @@ OPTIMISER: dict[str, Any] = {"adam": 0.01, "muon": 0.1, "warmup": 50, "decay": "
 """Muon for the square matrices, Adam (β₂ 0.99) for the rest; tuned for flow matching and the Lagrangian on seed 0."""
 
 
-def train(law: str, name: str, seed: int, steps: int, batch: int) -> FlowMap:
-    *_, model = training(law, name, seed, steps, batch)
+def train(law: str, name: str, seed: int, steps: int) -> FlowMap:
+    *_, model = training(law, name, seed, steps)
     return model.eval()
 
 
-def training(law: str, name: str, seed: int, steps: int, batch: int) -> Iterator[FlowMap]:
+def training(law: str, name: str, seed: int, steps: int) -> Iterator[FlowMap]:
     """The model after each step."""
     recipe = RECIPES[name]
     torch.manual_seed(seed)
@@ -95,10 +96,10 @@ def training(law: str, name: str, seed: int, steps: int, batch: int) -> Iterator
         torch.optim.Muon(matrices, OPTIMISER["muon"], weight_decay=0.0),
     ]
     schedule = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate(step, steps)) for o in optimisers]
-    rows = torch.arange(batch)
+    rows = torch.arange(recipe.batch)
     for step in range(steps):
         rng = Drawn(seed, rows, step)
-        loss = objective(model, StateBatch(LAWS[law].sample(batch, rng)), teacher=teacher, rng=rng, step=step)
+        loss = objective(model, StateBatch(LAWS[law].sample(recipe.batch, rng)), teacher=teacher, rng=rng, step=step)
         (loss.sum / loss.count).backward()
         for optimiser, rates in zip(optimisers, schedule, strict=True):
             optimiser.step()
@@ -123,9 +124,9 @@ def draw(model: FlowMap, sampler: str, count: int, seed: int, num_samples: int =
     return out.x, out.nfe
 
 
-def measure_costs(law: str, names: Sequence[str], batch: int, command: list[str]) -> None:
+def measure_costs(law: str, names: Sequence[str], command: list[str]) -> None:
     """CPU time of a step of each objective, all taking turns; of some alone, added to those that are there in the same unit."""
-    running = {name: training(law, name, 0, MANY, batch) for name in {BESIDE: 0, **dict.fromkeys(names)}}
+    running = {name: training(law, name, 0, MANY) for name in {BESIDE: 0, **dict.fromkeys(names)}}
     steps = {name: lambda one=one: next(one) for name, one in running.items()}
     seconds = in_turns(steps, "toys", rounds=40)
     keep_costs(seconds, law, COSTS, command, later=set(names) != set(RECIPES))

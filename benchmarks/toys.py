@@ -61,7 +61,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=120.0, help="of training on one core, for each cell")
     parser.add_argument("--costs", action="store_true", help="measure the cost of a step of each objective instead")
-    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--kept", action="store_true", help="show the cells that are there; train nothing")
     parser.add_argument("--json", type=Path)
@@ -70,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(1)
     command = ["python", "-m", "benchmarks.toys", *sys.argv[1:]]
     if args.costs:
-        return measure_costs(args.laws[0], args.objectives, args.batch, command)
+        return measure_costs(args.laws[0], args.objectives, command)
     records = []
     for law in args.laws:
         for seed in args.seeds:
@@ -91,7 +90,7 @@ def one_cell(law: str, name: str, seed: int, args: argparse.Namespace, command: 
     if name != EXACT:
         recipe, sampler = RECIPES[name], OBJECTIVES[name].sampler
         steps = round(args.seconds / seconds_of_a_step(COSTS, "python -m benchmarks.toys --costs")[name])
-        inputs |= {"steps": steps, "batch": args.batch, "options": recipe.options(steps), **OPTIMISER, **NETWORK}
+        inputs |= {"steps": steps, "batch": recipe.batch, "options": recipe.options(steps), **OPTIMISER, **NETWORK}
         if (version := OBJECTIVES[name].version) is not None:
             inputs["version"] = version
         inputs |= {"time_scale": recipe.time_scale, "sampler": sampler, "counts": list(counts_of(name))}
@@ -101,9 +100,9 @@ def one_cell(law: str, name: str, seed: int, args: argparse.Namespace, command: 
         if name == EXACT:
             x = LAWS[law].sample(SAMPLES, Drawn(seed, batch=NOISE))
             return _records(law, name, seed, x, {"sampler": EXACT, "dtype": "float32"})
-        model = train(law, name, seed, steps, args.batch)
+        model = train(law, name, seed, steps)
         contract: dict[str, Any] = {
-            "sampler": sampler, "dtype": "float32", "ema": None, "batch": args.batch, "train_steps": steps,
+            "sampler": sampler, "dtype": "float32", "ema": None, "batch": recipe.batch, "train_steps": steps,
             "options": inputs["options"], "train_processor_seconds": round(time.process_time() - start, 1),
         }  # fmt: skip
         found = []

@@ -10,7 +10,6 @@ agree. Distances are scaled to a mean of 1 and each V_τ to a root mean square o
 import torch
 from torch import Tensor
 
-from flowmap.kernels import distances
 from flowmap.objectives.base import Loss, Objective, StateBatch, mean_square
 from flowmap.rng import Rng
 
@@ -45,18 +44,17 @@ class Drifting(Objective):
     def field(self, x: Tensor, y: Tensor) -> Tensor:
         """V at generated x with data y, both (groups, M, D) → (groups, M, D)."""
         size = x.shape[1]
-        far = torch.cat([distances(x, y), distances(x, x)], -1)
+        ends = torch.cat([y, x], 1)
+        far = torch.cdist(x, ends, compute_mode="donot_use_mm_for_euclid_dist")
         far = far / far[..., :size].mean((-2, -1), keepdim=True)
-        own = torch.eye(size, dtype=torch.bool, device=x.device)
-        own = torch.cat([torch.zeros_like(own), own], -1)
+        far[..., size:].diagonal(dim1=-2, dim2=-1).fill_(float("inf"))  # the own sample
+        ends = torch.cat([ends, torch.ones_like(ends[..., :1])], -1)  # its last column sums weights
         total = torch.zeros_like(x)
         for tau in self.temperatures:
-            logits = (-far / tau).masked_fill(own, float("-inf"))
-            affinity = (logits.softmax(-1) * logits.softmax(-2)).sqrt()
-            to_data, to_own = affinity.split(size, -1)
-            pull = to_data * to_own.sum(-1, keepdim=True)
-            push = to_own * to_data.sum(-1, keepdim=True)
-            v = pull @ y - push @ x
+            logits = far * (-1 / tau)
+            affinity = logits.softmax(-1).mul_(logits.softmax(-2)).sqrt_()
+            data, own = affinity[..., :size] @ ends[:, :size], affinity[..., size:] @ ends[:, size:]
+            v = own[..., -1:] * data[..., :-1] - data[..., -1:] * own[..., :-1]
             size_of_v = v.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-6)
             total = total + (v / size_of_v if self.normalised else v)
         return total

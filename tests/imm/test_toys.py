@@ -182,7 +182,7 @@ def test_the_benchmark_has_a_recipe_for_every_objective_and_each_trains():
     assert set(RECIPES) == set(OBJECTIVES)
     assert counts_of("energy") == (1,) and counts_of("flow-matching")[-1] == REFERENCE
     for name in RECIPES:
-        model, count = train("checkerboard", name, seed=0, steps=8, batch=256), counts_of(name)[:2][-1]
+        model, count = train("checkerboard", name, seed=0, steps=8), counts_of(name)[:2][-1]
         x, nfe = draw(model, OBJECTIVES[name].sampler, count, seed=0, num_samples=100)
         assert nfe == count and torch.isfinite(x).all(), name
         assert x.std() < 1.5, name
