@@ -52,6 +52,7 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
             "flow.codebook contextual and flow.objective decoded go together: other losses look codes up in a table"
         )
     model = FlowLM(FlowLMConfig(path=plan.path, prior=plan.prior, **own, **common))
+    objective.check_path(model.map.path)
     if denoises_alone(objective):
         model.generation_config.sampler = "ddim"  # type: ignore[attr-defined]
     return model

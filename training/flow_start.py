@@ -30,7 +30,7 @@ def teach_from(objective: Any, teacher: FlowLM, model: FlowLM, name: str) -> Non
     if not hasattr(objective, "frozen") or getattr(objective, "diagonal", 1.0) == 1.0:
         raise ValueError(f"flow.teacher needs a few-step objective such as kl-psd, not {type(objective).__name__}")
     ours = model.config
-    for field in ("codebook", "state_size", "path", "length"):
+    for field in ("codebook", "state_size", "path", "noise_scale", "length"):
         if getattr(teacher.config, field) != getattr(ours, field):
             raise ValueError(
                 f"{name} has {field} {getattr(teacher.config, field)!r}, this run {getattr(ours, field)!r}: they must agree"

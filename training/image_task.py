@@ -61,6 +61,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
             | {"time_scale": plan.time_scale or objective.time_scale},
         )
     )
+    objective.check_path(model.map.path)
     size = config.training.batch_size
     train = ImageBatches(
         scaling.to_model(images.train),

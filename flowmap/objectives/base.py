@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmap.attention import differentiable
+from flowmap.path import LinearPath, Path
 from flowmap.rng import Rng
 
 
@@ -75,8 +76,16 @@ class Objective(nn.Module):
     def forward(self, model: nn.Module, batch: Any, *, teacher: nn.Module | None = None, rng: Rng, step: int) -> Loss:
         raise NotImplementedError
 
+    def check_path(self, path: Path) -> None:
+        """Raises ValueError where the method rests on identities that this path has not."""
+
     def learn(self, statistics: dict[str, Tensor]) -> None:
         """Called after every optimizer step, with the statistics of its global batch."""
+
+
+def require_linear(objective: Objective, path: Path) -> None:
+    if not isinstance(path, LinearPath):
+        raise ValueError(f"{type(objective).__name__} uses identities of the linear path, not of {path}")
 
 
 def mean_square(x: Tensor) -> Tensor:

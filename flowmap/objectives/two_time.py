@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowmap.objectives.base import Loss, Objective, StateBatch, mean_square
-from flowmap.path import LinearPath, expand
+from flowmap.objectives.base import Loss, Objective, StateBatch, mean_square, require_linear
+from flowmap.path import Path, expand
 from flowmap.rng import Rng
 from flowmap.times import TimeLaw, Uniform, ordered_pair
 
@@ -67,6 +67,10 @@ class TwoTime(Objective):
         self.spans = spans
         self.log_weight = LogWeight() if learned_weight else None
 
+    def check_path(self, path: Path) -> None:
+        if self.linear and self.diagonal < 1:
+            require_linear(self, path)
+
     def pair(self, rng: Rng, count: int, step: int) -> tuple[Tensor, Tensor]:
         """(t, s) off the diagonal."""
         return ordered_pair(self.spans or self.times, rng, count)
@@ -76,8 +80,7 @@ class TwoTime(Objective):
         raise NotImplementedError
 
     def forward(self, model, batch: StateBatch, *, teacher=None, rng: Rng, step: int) -> Loss:
-        if self.linear and self.diagonal < 1 and not isinstance(model.path, LinearPath):
-            raise ValueError(f"{type(self).__name__} uses identities of the linear path, not of {model.path}")
+        self.check_path(model.path)
         count = batch.size
         on_diagonal = rng.uniform("diagonal", count) < self.diagonal
         t = s = self.times.draw(rng, "t", count).to(batch.x_0)

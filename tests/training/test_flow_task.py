@@ -441,6 +441,7 @@ def test_wrong_options_are_one_line(config, tmp_path):
         ({"flow__codebook": "contextual"}, "give both or neither"),
         ({"flow__noise_scale": 2.0, "flow__codebook": "sphere", "flow__path": "slerp"}, "leave it at 1"),
         ({"flow__codebook": "sphere"}, "set the path slerp"),
+        ({"flow__objective": "kl-psd", "flow__path": "cosine"}, "identities of the linear path, not of CosinePath"),
         ({"flow__options": {"diagonal": "x"}}, "must be a number"),
         ({"head__name": "independent"}, "exclude each other"),
         ({"flow__block_lengths": [4]}, r"4 does not divide a window of 6: \[1, 2, 3, 6\] do"),
@@ -545,7 +546,7 @@ def test_what_cannot_be_learned_from_is_one_line(config, earlier, tmp_path):
         ({"flow__start": earlier, "flow__width": 32}, r"flow.start .* sizes differ"),
         ({"flow__start": earlier, "flow__time_scale": 7.0}, r"flow.start .* has time_scale .*, here 7.0: they must"),
         ({"flow__start": str(tmp_path)}, "no run directory"),
-        ({"flow__teacher": earlier, "flow__path": "cosine"}, "has path 'linear', this run 'cosine'"),
+        ({"flow__teacher": earlier, "flow__noise_scale": 2.0}, "has noise_scale 1.0, this run 2.0"),
         ({"flow__teacher": earlier, "data__suite": "brackets-8"}, "has other tokens"),
         (
             {"flow__teacher": earlier, "flow__objective": "cross-entropy", "flow__options": {}},

@@ -157,6 +157,15 @@ def test_consistency_is_refused_a_map_that_is_not_held_to_the_data(tmp_path):
         train(settings, tmp_path, build, quiet=True)
 
 
+def test_an_objective_is_refused_a_path_whose_identities_it_uses_before_its_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("flowmap.objectives.MeanFlow.forward", None)
+    settings = override(
+        load_preset("configs/_digits.yaml"), **{**TINY, "image__objective": "mean-flow", "image__path": "cosine"}
+    )
+    with pytest.raises(ValueError, match="MeanFlow uses identities of the linear path"):
+        train(settings, tmp_path, build, quiet=True)
+
+
 def test_wrong_options_are_one_line():
     plan = load_preset("imm-digits").image
     with pytest.raises(ValueError, match="unknown objective 'im'"):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from flowmap.codebook import in_full
-from flowmap.objectives.base import Loss, Objective
-from flowmap.path import LinearPath, expand
+from flowmap.objectives.base import Loss, Objective, require_linear
+from flowmap.path import Path, expand
 from flowmap.rng import Rng
 from flowmap.self_conditioning import asked, drawn, placed
 from flowmap.times import TimeLaw, Uniform, ordered_pair
@@ -120,6 +120,10 @@ class TokenObjective(Objective):
         self.t_min, self.teacher_decay = t_min, teacher_decay
         self.self_conditioning, self.fixed_point = self_conditioning, fixed_point
 
+    def check_path(self, path: Path) -> None:
+        if self.diagonal < 1:
+            require_linear(self, path)
+
     def pair(self, rng: Rng, count: int, step: int) -> tuple[Tensor, Tensor]:
         """(t, s) off the diagonal."""
         return ordered_pair(self.times, rng, count)
@@ -129,6 +133,7 @@ class TokenObjective(Objective):
         raise NotImplementedError
 
     def forward(self, model, batch: TokenStates, *, teacher=None, rng: Rng, step: int) -> Loss:
+        self.check_path(model.path)
         x, on_diagonal = self.noised(model, batch, rng, step)
         total = few_step = torch.zeros((), device=x.t.device)
         metrics = dict.fromkeys(("cross_entropy", "few_step_kl"), (total, total))  # ranks must name the same
@@ -193,8 +198,6 @@ class TokenObjective(Objective):
 
     def divergence(self, model: Any, teacher: Any, x: NoisedTokens, step: int) -> tuple[Tensor, Tensor]:
         """(Σ_l KL(q^l ‖ p^l), w), (rows,) each."""
-        if not isinstance(model.path, LinearPath):
-            raise ValueError(f"{type(self).__name__} uses identities of the linear path, not of {model.path}")
         x = replace(x, x_t=x.x_t.detach())
         with torch.no_grad():
             q = self.target(teacher, x, step)
