@@ -28,6 +28,7 @@ from eval.flow_text import scored_text
 from eval.harness.base import HarnessModel, Writing
 from eval.harness.scoring import Span, hash_of
 from eval.harness.windows import Laid, Windows
+from flowlm.model import FlowLM
 from flowmap.rng import Rng
 from flowmap.warp import Warp
 
@@ -42,8 +43,8 @@ class LeapFlow(HarnessModel):
     """pretrained: a run directory, a checkpoint or a model folder. steps: refinement steps, the draw of the tokens being the
     last; the bound of ancestral steps is of as many; default 4, or the most that such a run was trained for. sampler: one of the
     model's, default its first. estimator: vlb, k-step, sampler, ode, of a baseline nelbo or exact, default the model's own, or
-    a function. calls: network calls a request, at least. block: of a model of blocks. decoder: softmax, of a model with a
-    contextual decoder, to be scored. data: a text or a suite that estimators are fitted on, fit windows of it; default what the
+    a function. calls: network calls a request, at least. block: of a model of blocks. decoder: softmax, contextual (of a model
+    that has one, and then the default) or nearest; only softmax is scored. data: a text or a suite that estimators are fitted on, fit windows of it; default what the
     run was trained on. common: requests of one context whose continuations begin with the same so many tokens have their noise in
     common, so that what is asked of two of them is not asked of their noise."""
 
@@ -82,7 +83,7 @@ class LeapFlow(HarnessModel):
                 raise ValueError(f"estimator {estimator!r}: known are {', '.join(KINDS)}")
         (self.sampling,) = samplings(run, (steps or STEPS,), sampler, seed=self.seed)
         told = {"block_length": self.block} if self.block else {}
-        if getattr(config, "rounding", None) is not None:
+        if isinstance(run.model, FlowLM):
             told["decoder"] = run.model.decoder(decoder)
         elif decoder not in (None, "softmax"):
             raise ValueError(f"decoder {decoder!r}: {run.name} draws from its softmax, leave it out")
@@ -177,10 +178,11 @@ class LeapFlow(HarnessModel):
         return tokens[: tokens.index(end)] if end in tokens else tokens
 
     def get_model_info(self) -> dict[str, Any]:
+        decoder = self.sampling.options.get("decoder", "softmax")
         return {
             "model_num_parameters": self.run.model.num_parameters(), "model_dtype": str(self.run.model.dtype),
             "leaplm": {
-                "run": self.run.name, "decoder": "window", "subject": self.run.subject, "kind": KINDS.get(self.estimator, "bound"),
+                "run": self.run.name, "decoder": "window" if decoder == "softmax" else f"window, {decoder}", "subject": self.run.subject, "kind": KINDS.get(self.estimator, "bound"),
                 "estimator": self.estimator, "calls": self.calls, "steps": self.steps, "sampler": self.sampling.sampler,
                 "block": self.block, "max_length": self.max_length, "seed": self.seed,
                 "train_seed": self.run.train_seed, "ema": self.run.ema,

@@ -296,7 +296,9 @@ def test_what_has_no_likelihood_says_so_in_one_line(tmp_path):
         ("flow", {"calls": 2}, "calls 2"),
         ("flow", {"block": 2}, "trained on whole windows"),
         ("blocks", {"block": 3}, "blocks of 1, 2, 4"),
-        ("flow", {"decoder": "contextual"}, "decoder 'contextual'"),
+        ("flow", {"decoder": "contextual"}, "decoder contextual: this model was trained without it"),
+        ("flow", {"decoder": "best"}, "unknown decoder 'best'"),
+        ("masked", {"decoder": "nearest"}, "draws from its softmax"),
     ],
 )
 def test_wrong_options_are_one_line(tmp_path, kind, options, message):
@@ -320,6 +322,16 @@ def test_records_say_what_was_scored_and_whether_it_is_a_bound(tmp_path):
         )
         assert made["kind"] == wanted and made["sample_seed"] == 3
         assert made["contract"]["estimator"] == lm.estimator and made["contract"]["calls"] == 9
+
+
+def test_nearest_codes_are_written_without_a_contextual_decoder_and_said(tmp_path):
+    folder = model(tmp_path, "flow", std=0.1)
+    near, drawn_from = (LeapFlow(folder, steps=2, batch_size=8, decoder=name) for name in ("nearest", None))
+    assert [lm.get_model_info()["leaplm"]["decoder"] for lm in (near, drawn_from)] == ["window, nearest", "window"]
+    texts = [drawn(lm, ["c"] * 8, temperature=1.0) for lm in (near, drawn_from)]
+    assert texts[0] != texts[1] and texts[0] == drawn(near, ["c"] * 8, temperature=0.5)  # nothing is drawn
+    with pytest.raises(ValueError, match="the decoder nearest, whose law has no bound here"):
+        near.loglikelihood(asked(("a", " b")), True)
 
 
 def test_a_function_of_ones_own_scores(tmp_path):
