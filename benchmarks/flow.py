@@ -15,6 +15,7 @@ noise it came from.
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def main() -> None:
     found, everywhere = [], settings(args.all)
     for on in args.on:
         presets = args.presets or PLAN.get(on, ())
-        fields, budget = {"data__suite": on, "tokenizer__kind": "words"}, largest(PLAN.get(on, presets))
+        fields, budget = partial(suite_fields, on), largest(PLAN.get(on, presets))
         for preset, seed in product(presets, args.seeds):
             planned = Planned(preset, args.runs / on, seed, fields, variant, everywhere, budget)
             made = flow_cell(on, planned, args.num, args.temperature, command, args.kept)
@@ -69,6 +70,10 @@ def main() -> None:
         told = [f"temperature={args.temperature:g}"] if args.temperature != 1 else []
         if not args.presets and set(args.on) == set(PLAN):  # a picture is of the whole plan
             plot(found, RESULTS / ("-".join(["validity", *told, *args.all, *args.set]).replace("/", "-") + ".svg"))
+
+
+def suite_fields(on: str, preset: str) -> dict[str, Any]:
+    return {"data__suite": on, "tokenizer__kind": "words"}
 
 
 def flow_cell(

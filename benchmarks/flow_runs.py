@@ -1,6 +1,6 @@
 """Runs of flow language models: trained, each after the runs that it begins with or learns from; sampled by calls of the network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.cells import cell_name
-from benchmarks.samplers import passes_of, samplers_of
+from benchmarks.samplers import grids_of, passes_of, samplers_of
 from eval.flow import FlowRun, Sampling, samplings
 from flowmap.warp import Warp
 from training.config import RunConfig, load_preset, override, to_dict
@@ -22,14 +22,14 @@ EARLIER = ("start", "teacher", "encoder")
 
 @dataclass(frozen=True)
 class Planned:
-    """folder: where the runs of one data set lie. fields: what a cell sets in every preset, of its data. everywhere: what the
+    """folder: where the runs of one data set lie. fields: by preset, what a cell sets in it, of its data. everywhere: what the
     command sets in a preset and those before it; variant: in the preset alone. budget: windows that are read in all, by a preset and those before it
     in the proportion of their own steps; None: as each preset has it. share: of the budget that is this run's."""
 
     preset: str
     folder: Path
     seed: int
-    fields: dict[str, Any]
+    fields: Callable[[str], dict[str, Any]]
     variant: dict[str, Any]
     everywhere: dict[str, Any] = field(default_factory=dict)
     budget: int | None = None
@@ -42,6 +42,11 @@ class Planned:
         return cell_name(self.preset, self.seed, self.everywhere | self.variant | part)
 
     @property
+    def path(self) -> Path:
+        """Its run directory."""
+        return self.folder / self.name
+
+    @property
     def subject(self) -> str:
         return ", ".join(
             [
@@ -51,7 +56,7 @@ class Planned:
         )
 
     def config(self) -> RunConfig:
-        config = override(load_preset(self.preset), seed=self.seed, **self.fields)
+        config = override(load_preset(self.preset), seed=self.seed, **self.fields(self.preset))
         if self.budget is not None:
             share = self.own_share() if self.share is None else self.share
             config = override(config, training__steps=max(1, round(share * self.budget / config.training.batch_size)))
@@ -91,9 +96,13 @@ class Planned:
             folder, seconds = before.train()
             done[folder] = seconds
             setattr(config.flow, part, str(folder))
-        folder = self.folder / self.name
-        train(config, folder, build)
-        return folder, RunDir(folder).cpu_seconds() + sum(done.values())
+        train(config, self.path, build)
+        return self.path, RunDir(self.path).cpu_seconds() + sum(done.values())
+
+
+def as_it_is(preset: str) -> dict[str, Any]:
+    """`Planned.fields` of data that ask for nothing."""
+    return {}
 
 
 def windows_of(preset: str) -> int:
@@ -115,11 +124,11 @@ def by_calls(
         grid = "clock" if getattr(run.model.config, "clock", None) else None
         once = False if passes < max(all_passes) else None
         asked = SimpleNamespace(block=length, self_conditioning=once, grid=grid, decoder=decoder)
-        steps = block_steps if length else [n // passes for n in calls if n >= passes]
-        yield from samplings(run, run.model.grids(steps), sampler, warp, seed, asked)
+        steps = run.model.grids(block_steps) if length else grids_of(run.model, calls, passes)
+        yield from samplings(run, steps, sampler, warp, seed, asked)
 
 
 def largest(presets: Sequence[str]) -> int:
     """Windows that the longest of these trainings reads, those before it included: a budget that none has to be cut for."""
-    chains = ((name, set(Planned(name, Path(), 0, {}, {}).named().values())) for name in presets)
+    chains = ((name, set(Planned(name, Path(), 0, as_it_is, {}).named().values())) for name in presets)
     return max(windows_of(name) + sum(map(windows_of, before)) for name, before in chains)

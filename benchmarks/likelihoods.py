@@ -21,6 +21,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ import torch
 
 from benchmarks.cells import cell, settings
 from benchmarks.flow_runs import Planned
-from benchmarks.flow_text import BUDGET, FIELDS
+from benchmarks.flow_text import BUDGET, fields_of
 from eval.flow import FlowRun, load_flow
 from eval.flow_perplexity import Estimators, asked_as_trained, estimator_of, measure_flow
 from eval.flow_records import Request
@@ -70,7 +71,10 @@ def main() -> None:
     found = []
     for on, preset, seed in product(args.on, args.presets, args.seeds):
         made = bounds_cell(
-            on, Planned(preset, args.runs / on, seed, FIELDS[on], variant, {}, BUDGET[on]), command, args.kept
+            on,
+            Planned(preset, args.runs / on, seed, partial(fields_of, on), variant, {}, BUDGET[on]),
+            command,
+            args.kept,
         )
         if made:
             print(f"{on} {preset} seed {seed}", flush=True)

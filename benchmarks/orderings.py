@@ -1,23 +1,24 @@
 """The orderings that published flow language models claim against their own ablations, as pairs of cells of benchmarks.flow_text.
 
 A row says which of two trainings its source found better, and by what they are compared here: the bound in nats a token, or the
-judge's NLL of samples, at temperature 1 unless it says so, in so many calls of the network. Shared sizes, budget and seeds; one name differs.
+judge's NLL of samples at an entropy that both sides' have, in so many calls of the network. Shared sizes, budget and seeds; one name differs.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.records import seeds_mean
+from eval.frontier import at_common
 
 Variant = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Ordering:
-    """better, worse: (preset, what is set in it). nfe: calls of the network of the samples judged, None: the bound. samplers, decoders:
-    that wrote them, "": the only one. temperature: of the draws. block: of a model of several lengths, whose single tokens are an
-    autoregressive model whatever it is else."""
+    """better, worse: (preset, what is set in it). nfe: calls of the network of the samples judged, None: the bound; other: of the worse
+    side, where it differs. samplers, decoders: that wrote them, "": the only one. temperature: of the draws, where it is not free. block: of a
+    model of several lengths, whose single tokens are an autoregressive model whatever it is else."""
 
     source: str
     claim: str
@@ -26,8 +27,13 @@ class Ordering:
     nfe: int | None = None
     samplers: tuple[str, str] = ("", "")
     decoders: tuple[str, str] = ("", "")
-    temperature: float = 1.0
+    temperature: float | None = None
     block: int = 16
+    other: int | None = None
+
+    @property
+    def calls(self) -> tuple[int | None, int | None]:
+        return self.nfe, self.other or self.nfe
 
 
 EULER, JUMPS = ("ddim", "ddim"), ("pushforward", "pushforward")
@@ -35,26 +41,30 @@ UNIFORM: Variant = {"flow__options__times": "uniform"}
 ONE_PASS: Variant = {"flow__options__self_conditioning": 0.0}
 ORDERINGS = (
     Ordering("flm", "cross-entropy before regression of the endpoint", ("flow-flm", {}), ("flow-flm", {"flow__objective": "endpoint"}), 16, EULER),
-    Ordering("flm", "times where tokens are decided before uniform ones", ("flow-flm", {}), ("flow-flm", UNIFORM), 16, EULER),
+    Ordering("flm", "cross-entropy before regression of the velocity", ("flow-flm", {}), ("flow-flm", {"flow__objective": "endpoint", "flow__options__power": 2.0, "flow__options__t_min": 0.05}), 16, EULER),
+    Ordering("flm", "times (and steps) where tokens are decided before even ones", ("flow-flm", {}), ("flow-flm", UNIFORM), 16, EULER),
     Ordering("fmlm", "semigroup distillation before Lagrangian, one step", ("flow-fmlm", {}), ("flow-fmlm", {"flow__objective": "lsd", "flow__options__boundary": None}), 1, JUMPS),
-    Ordering("dfm", "ESD before PSD at four steps", ("flow-dfm-esd", {}), ("flow-dfm-psd", {}), 4, JUMPS),
-    Ordering("dfm", "PSD before ESD at one step", ("flow-dfm-psd", {}), ("flow-dfm-esd", {}), 1, JUMPS),
+    Ordering("dfm", "ESD (full precision) before PSD at four steps", ("flow-dfm-esd", {}), ("flow-dfm-psd", {}), 4, JUMPS),
+    Ordering("dfm", "PSD before ESD (full precision) at one step", ("flow-dfm-psd", {}), ("flow-dfm-esd", {}), 1, JUMPS),
     Ordering("dfm", "PSD whose gradient gives way to the denoiser's", ("flow-dfm-psd", {"flow__project": True}), ("flow-dfm-psd", {}), 4, JUMPS),
     Ordering("plaid", "the matched filter before none", ("flow-plaid", {}), ("flow-plaid", {"flow__prior": False})),
     Ordering("plaid", "self-conditioning before none", ("flow-plaid", {}), ("flow-plaid", ONE_PASS)),
-    Ordering("plaid", "a learned schedule before an even one", ("flow-plaid", {}), ("flow-plaid", UNIFORM)),
+    Ordering("plaid", "a learned schedule before one even in log-SNR", ("flow-plaid", {}), ("flow-plaid", {"flow__options__times": None})),
     Ordering("plaid", "learned codes before codes as drawn", ("flow-plaid", {}), ("flow-plaid", {"flow__learn_codes": False})),
     Ordering("plaid", "the bound alone before cross-entropy added", ("flow-plaid", {}), ("flow-plaid", {"flow__options__cross_entropy": 1.0})),
-    Ordering("cdcd", "times warped by cross-entropy before uniform ones", ("flow-cdcd", {}), ("flow-cdcd", UNIFORM), 16, EULER),
+    Ordering("cdcd", "times (and steps) warped by cross-entropy before even ones", ("flow-cdcd", {}), ("flow-cdcd", UNIFORM), 16, EULER),
     Ordering("langflow", "self-conditioning before none", ("flow-langflow", {}), ("flow-langflow", ONE_PASS), 16, EULER),
     Ordering("codar", "a contextual decoder before the softmax", ("flow-codar", {}), ("flow-codar", {"flow__decoder": "softmax"}), 16, EULER, ("contextual", "")),
-    Ordering("codar", "a contextual decoder before the nearest code", ("flow-codar", {}), ("flow-codar", {}), 16, EULER, ("contextual", "nearest"), 0.0),
-    Ordering("flowlm-adapt", "fine-tuned before trained from scratch", ("flow-adapt", {}), ("flow-adapt", {"flow__start": None}), 4, EULER),
+    Ordering("codar", "a contextual decoder before the nearest code", ("flow-codar", {}), ("flow-codar", {}), 16, EULER, ("contextual", "nearest")),
+    Ordering("flowlm-adapt", "fine-tuned, codes and all, before trained from scratch", ("flow-adapt", {}), ("flow-adapt", {"flow__start": None}), 4, EULER),
+    Ordering("flowlm-adapt", "four calls before sixteen of what it was tuned from", ("flow-adapt", {}), ("flow-langflow", {}), 4, EULER, other=16),
     Ordering("bd3lm", "times clipped before all times", ("flow-bd3lm", {"flow__options__least": 0.3, "flow__options__most": 0.8}), ("flow-bd3lm", {})),
+    Ordering("block-flow", "blocks before whole windows", ("flow-block-flow", {}), ("flow-flm", {})),
+    Ordering("block-flow", "autoregressive before blocks", ("flow-ar", {}), ("flow-block-flow", {})),
     Ordering("mdlm", "blocks before whole windows", ("flow-bd3lm", {}), ("flow-mdlm", {})),
     Ordering("mdlm", "autoregressive before blocks", ("flow-ar", {}), ("flow-bd3lm", {})),
     Ordering("leap", "the denoiser's gradient first", ("flow-leap", {}), ("flow-leap", {"flow__project": False}), 4, JUMPS),
-    Ordering("leap", "times that follow cross-entropy before uniform ones", ("flow-leap", {}), ("flow-leap", UNIFORM), 4, JUMPS),
+    Ordering("leap", "times (and steps) that follow cross-entropy before even ones", ("flow-leap", {}), ("flow-leap", UNIFORM), 4, JUMPS),
 )  # fmt: skip
 
 
@@ -73,46 +83,81 @@ def subject_of(one: tuple[str, Variant]) -> str:
     return ", ".join([one[0], *(f"{key.split('__')[-1]} {value}" for key, value in one[1].items())])
 
 
-def value_of(records: Sequence[dict[str, Any]], ordering: Ordering, side: int) -> dict[str, Any] | None:
-    """The number compared, over seeds."""
+Pairs = list[tuple[float, float]]
+
+
+def bound_of(records: Sequence[dict[str, Any]], ordering: Ordering, side: int) -> float | None:
+    """Of the records of one seed."""
     subject = subject_of((ordering.better, ordering.worse)[side])
-    own = [r for r in records if r["subject"] == subject]
-    if ordering.nfe is None:
-        scored = [r for r in own if r["metric"] == "nll"]
-        scored = [r for r in scored if r["contract"].get("block") in (None, ordering.block)]
-        return seeds_mean(scored) if scored else None
-    wanted = {"sampler": ordering.samplers[side], "nfe": ordering.nfe, "temperature": ordering.temperature}
+    scored = [r for r in records if r["subject"] == subject and r["metric"] == "nll"]
+    scored = [r for r in scored if r["contract"].get("block") in (None, ordering.block)]
+    return scored[0]["value"] if scored else None
+
+
+def samples_of(records: Sequence[dict[str, Any]], ordering: Ordering, side: int) -> Pairs:
+    """Of the records of one seed: entropy and judge's NLL by temperature, as the model was trained to be asked."""
+    wanted = {"sampler": ordering.samplers[side], "nfe": ordering.calls[side]}
     if ordering.decoders[side]:
         wanted["decoder"] = ordering.decoders[side]
-    judged = [
-        r
-        for r in own
-        if r["metric"] == "judge_nll"
-        and all(r["contract"].get(k) == v for k, v in wanted.items())
-        and r["contract"].get("self_conditioning") is not False  # as the model was trained to be asked
-    ]
-    return seeds_mean(judged) if judged else None
+    if ordering.temperature is not None:
+        wanted["temperature"] = ordering.temperature
+    by_temperature: dict[float, dict[str, float]] = {}
+    for r in records:
+        contract = r["contract"]
+        if r["subject"] != subject_of((ordering.better, ordering.worse)[side]):
+            continue
+        if contract.get("self_conditioning") is False or any(contract.get(k) != v for k, v in wanted.items()):
+            continue
+        by_temperature.setdefault(contract["temperature"], {})[r["metric"]] = r["value"]
+    both = [found for found in by_temperature.values() if {"entropy", "judge_nll"} <= set(found)]
+    return [(found["entropy"], found["judge_nll"]) for found in both]
+
+
+def compared(records: Sequence[dict[str, Any]], ordering: Ordering) -> tuple[float | None, float, float] | None:
+    """Of the records of one seed: (entropy, where samples are compared, the better side, the worse); None where a side is not there, and
+    nan for both where no entropy is common to them."""
+    if ordering.nfe is None:
+        bounds = [bound_of(records, ordering, side) for side in (0, 1)]
+        return None if None in bounds else (None, *bounds)  # type: ignore[return-value]
+    lines = [samples_of(records, ordering, side) for side in (0, 1)]
+    if not all(lines):
+        return None
+    return at_common(*lines) or (None, math.nan, math.nan)
 
 
 def print_orderings(records: Sequence[dict[str, Any]]) -> None:
-    print("| source | claim | by | the one said to be better | the other | reproduced |")
-    print("|---" * 6 + "|")
+    print("| source | claim | by | entropy | the one said to be better | the other | reproduced |")
+    print("|---" * 7 + "|")
+    seeds = sorted({r["train_seed"] for r in records if r.get("train_seed") is not None})
     for ordering in ORDERINGS:
-        found = [value_of(records, ordering, side) for side in (0, 1)]
-        if None in found:
+        by_seed = [compared([r for r in records if r.get("train_seed") == seed], ordering) for seed in seeds]
+        found = [one for one in by_seed if one is not None]
+        if not found:
             continue
-        better, worse = (r for r in found if r is not None)
-        by = (
-            "bound, nats/token"
-            if ordering.nfe is None
-            else f"judge NLL, nfe {ordering.nfe}, T = {ordering.temperature:g}"
-        )
-        if any(r["contract"].get("block") for r in found if r is not None):
+        by = "bound, nats/token"
+        if ordering.nfe is not None:
+            by = f"judge NLL, nfe {' and '.join(map(str, dict.fromkeys(ordering.calls)))}"
+            by += "" if ordering.temperature is None else f", T = {ordering.temperature:g}"
+        sides = {subject_of(ordering.better), subject_of(ordering.worse)}
+        if any(r["subject"] in sides and r["contract"].get("block") for r in records):
             by += f", blocks of {ordering.block}"
-        error = sum(r.get("stderr", 0.0) ** 2 for r in (better, worse)) ** 0.5
-        apart = worse["value"] - better["value"]
-        verdict = "yes" if apart > 2 * error else "no" if apart < -2 * error else "not told apart"
-        if not error:
-            verdict = f"one seed, {'so' if apart > 0 else 'not so'} there"
-        cells = " | ".join(f"{r['value']:.3f} ± {r.get('stderr', 0.0):.3f}" for r in (better, worse))
-        print(f"| {ordering.source} | {ordering.claim} | {by} | {cells} | {verdict} |")
+        met = [one for one in found if not math.isnan(one[1])]
+        told = [_mean([one[i] for one in met]) if met else "" for i in (0, 1, 2)]  # type: ignore[misc]
+        print(f"| {ordering.source} | {ordering.claim} | {by} | {' | '.join(told)} | {verdict(met)} |")
+
+
+def verdict(met: Sequence[tuple[float | None, float, float]]) -> str:
+    """By the differences within a seed and their error over seeds."""
+    if not met:
+        return "no entropy in common"
+    apart = [worse - better for _, better, worse in met]
+    mean = sum(apart) / len(apart)
+    if len(apart) == 1:
+        return f"one seed, {'so' if mean > 0 else 'not so'} there"
+    error = (sum((v - mean) ** 2 for v in apart) / (len(apart) - 1) / len(apart)) ** 0.5
+    return "yes" if mean > 2 * error else "no" if mean < -2 * error else "not told apart"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{sum(known) / len(known):.3f}" if known else ""

@@ -19,7 +19,8 @@ def passes_of(model: Any) -> tuple[int, ...]:
     return (2, 1) if getattr(model.config, "self_conditioning", 0) else (1,)
 
 
-def grids_of(model: Any, calls: Sequence[int]) -> tuple[int, ...]:
-    """Numbers of steps that take so many calls, as far as the model can."""
-    passes = max(passes_of(model))
-    return model.grids([n // passes for n in calls if n >= passes])
+def grids_of(model: Any, calls: Sequence[int], passes: int | None = None) -> tuple[int, ...]:
+    """Numbers of steps that take so many calls at most, as far as the model can: a map whose codes have no table reads its
+    tokens by a call more. passes: of a step, default the most."""
+    passes, reading = passes or max(passes_of(model)), int(getattr(model.map, "finishes", False))
+    return model.grids([(n - reading) // passes for n in calls if n >= passes + reading])

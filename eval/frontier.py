@@ -19,6 +19,22 @@ def at_entropy(pairs: Sequence[tuple[float, float]], entropy: float) -> float | 
     return None
 
 
+def at_common(
+    one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]
+) -> tuple[float, float, float] | None:
+    """Pairs as above of two writers → (entropy, NLL of the first, of the second) at the greatest entropy that both have; a writer
+    of one temperature is met at its own. None where they have none in common."""
+    entropy = min(max(pairs)[0] for pairs in (one, other))
+    for pairs in (one, other):
+        if len(pairs) == 1:
+            entropy = pairs[0][0]
+    found = [
+        pairs[0][1] if len(pairs) == 1 and pairs[0][0] == entropy else at_entropy(pairs, entropy)
+        for pairs in (one, other)
+    ]
+    return None if None in found else (entropy, *found)  # type: ignore[return-value]
+
+
 Way = tuple[Any, ...]
 """Subject, block, sampler, network calls of a refined text."""
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from benchmarks import flow_runs, flow_text, orderings
+from benchmarks import flow_runs, flow_text, flow_text_tables, orderings
+from benchmarks.samplers import grids_of
 from eval.flow import load_flow
 from eval.flow_samples import starts_of
 from eval.records import record
@@ -55,7 +56,11 @@ def test_a_cell_has_a_bound_and_judged_samples_of_every_number_of_calls(small, m
     assert runs == {"judge", "flow-ar-0", "flow-flm-0-steps-2", "flow-fmlm-0", "flow-mdlm-0"}  # two stages, one budget
     found = json.loads((small / "results" / "characters-flow-fmlm-0.json").read_text())["results"]
     assert {(r["subject"], r["kind"]) for r in found if r["metric"] == "nll"} == {("flow-fmlm", "bound")}
-    judged = [r for r in found if r["metric"] == "judge_nll" and r["subject"] != "data"]
+    judged = [r for r in found if r["metric"] == "judge_nll" and r["subject"] == "flow-fmlm"]
+    taught = [r["contract"] for r in found if r["metric"] == "judge_nll" and r["subject"] == "flow-fmlm: teacher"]
+    assert {(c["sampler"], c["nfe"], c["temperature"]) for c in taught} == {
+        ("ddim", 16, temperature) for temperature in flow_text.TEMPERATURES
+    }
     assert {(r["contract"]["sampler"], r["contract"]["nfe"], r["contract"]["temperature"]) for r in judged} == {
         (sampler, nfe, temperature)
         for sampler in ("pushforward", "euler")
@@ -79,7 +84,7 @@ def test_a_window_of_text_begins_anywhere_and_a_suite_s_with_the_start_token(sma
 
 
 def _trained(folder, preset):
-    return flow_runs.Planned(preset, folder / "runs" / "small", 0, {}, {}).train()[0]
+    return flow_runs.Planned(preset, folder / "runs" / "small", 0, flow_runs.as_it_is, {}).train()[0]
 
 
 def test_nearest_codes_are_taken_once_where_nothing_is_drawn():
@@ -97,26 +102,30 @@ def test_nearest_codes_are_taken_once_where_nothing_is_drawn():
 
 def test_a_preset_and_those_before_it_read_one_budget_and_what_is_set_is_set_in_the_preset_alone(tmp_path):
     planned = flow_runs.Planned(
-        "flow-fmlm", tmp_path, 0, {}, {"flow__objective": "lsd"}, {"flow__width": 64}, 1200 * 64
+        "flow-fmlm", tmp_path, 0, flow_runs.as_it_is, {"flow__objective": "lsd"}, {"flow__width": 64}, 1200 * 64
     )
     (teacher,) = {one.name: one for one in planned.earlier().values()}.values()
     assert planned.config().training.steps == teacher.config().training.steps == 600
     assert teacher.name == "flow-flm-0-width-64-steps-600" and teacher.config().flow.objective == "cross-entropy"
     assert planned.config().flow.objective == "lsd" and teacher.config().flow.width == planned.config().flow.width == 64
-    alone = flow_runs.Planned("flow-block-flow", tmp_path, 0, {}, {}, {}, 1200 * 64)
+    alone = flow_runs.Planned("flow-block-flow", tmp_path, 0, flow_runs.as_it_is, {}, {}, 1200 * 64)
     assert alone.config().training.steps == 2400 and alone.config().training.batch_size == 32
-    scratch = flow_runs.Planned("flow-adapt", tmp_path, 0, {}, {"flow__start": None}, {}, 1200 * 64)
+    scratch = flow_runs.Planned("flow-adapt", tmp_path, 0, flow_runs.as_it_is, {"flow__start": None}, {}, 1200 * 64)
     assert scratch.config().training.steps == 1200 and not scratch.earlier()
-    assert flow_runs.Planned("flow-elf", tmp_path, 0, {}, {}).named() == {"encoder": "flow-mdlm"}
+    assert flow_runs.Planned("flow-elf", tmp_path, 0, flow_runs.as_it_is, {}).named() == {"encoder": "flow-mdlm"}
     assert flow_runs.largest(["flow-flm", "flow-fmlm"]) == 2400 * 64
 
 
-@pytest.mark.parametrize("preset", flow_text.OF_SUBWORDS)
+@pytest.mark.parametrize("preset", sorted(set(flow_text.PLAN["characters"]) - {"flow-elf"}))
 def test_presets_of_the_plan_take_subwords(preset, small):
-    tiny = {**flow_text.FIELDS["wikitext2"], "tokenizer__vocab_size": 300, "flow__width": 16}
-    config = flow_runs.Planned(preset, small, 0, tiny, {}, {}, 16).config()
+    def fields(name):
+        return {**flow_text.fields_of("wikitext2", name), "tokenizer__vocab_size": 300, "flow__width": 16}
+
+    config = flow_runs.Planned(preset, small, 0, fields, {"flow__start": None, "flow__teacher": None}, {}, 16).config()
     task = build(config, Accelerator(cpu=True))
-    assert task.model.codebook.state_size == 64 and config.tokenizer.kind == "bpe"
+    own = load_preset(preset).flow
+    assert task.model.codebook.state_size == (64 if own.codebook == "one-hot" else own.state_size)
+    assert config.tokenizer.kind == "bpe"
     batch = task.train.batch(0, torch.arange(4))
     teacher = task.model if task.objective.teacher_decay else None
     loss = task.objective(task.model, batch, teacher=teacher, rng=Rng(0, torch.arange(4), 0, 4), step=0)
@@ -134,29 +143,75 @@ def test_every_ablation_can_be_built(one, small):
     assert torch.isfinite(loss.sum)
 
 
-def test_an_ordering_is_reproduced_where_two_errors_tell_the_sides_apart(capsys):
-    def cell(subject, values, **contract):
-        told = {"on": "t", "unit": "nats/token", "kind": "bound"}
-        contract = {"temperature": 1.0, **contract}
-        metric = "judge_nll" if "nfe" in contract else "nll"
+def _judged(subject, lines, **contract):
+    """lines: of each seed, (entropy, judge's NLL) by temperature."""
+    return [
+        record(metric, value, on="t", subject=subject, kind="estimate", unit="nats", train_seed=seed, contract={**contract, "temperature": temperature})
+        for seed, line in enumerate(lines)
+        for temperature, both in line.items()
+        for metric, value in zip(("entropy", "judge_nll"), both, strict=True)
+    ]  # fmt: skip
+
+
+def test_an_ordering_is_reproduced_where_two_errors_over_seeds_tell_the_sides_apart(capsys):
+    def bound(subject, values, **contract):
         return [
-            record(metric, v, subject=subject, train_seed=seed, contract=contract, **told)
+            record(
+                "nll",
+                v,
+                on="t",
+                subject=subject,
+                kind="bound",
+                unit="nats/token",
+                stderr=0.01,
+                train_seed=seed,
+                contract=contract,
+            )
             for seed, v in enumerate(values)
         ]
 
+    flat = [{0.0: (1.0, 0.5), 1.0: (2.0, 2.0 + seed / 10)} for seed in range(2)]
+    worse = [{0.0: (1.0, 1.5), 1.0: (2.5, 4.5 + seed / 10)} for seed in range(2)]  # 3.5 at an entropy of 2
+    how = {"nfe": 16, "sampler": "ddim"}
     rows = [
-        *cell("flow-flm", (2.0, 2.1), nfe=16, sampler="ddim"), *cell("flow-flm, objective endpoint", (3.0, 3.1), nfe=16, sampler="ddim"),
-        *cell("flow-ar", (2.0, 2.1)), *cell("flow-bd3lm", (0.1, 0.1), block=1), *cell("flow-bd3lm", (1.0, 1.1), block=16),
-        *cell("flow-mdlm", (1.0, 1.2)), *cell("flow-plaid", (3.0,)), *cell("flow-plaid, prior False", (2.0,)),
-        *(one for decoder, nll, other in (("contextual", 2.0, 3.0), ("nearest", 3.0, 1.0)) for temperature, value in ((0.0, nll), (1.0, other))
-          for one in cell("flow-codar", (value, value + 0.1), nfe=16, sampler="ddim", decoder=decoder, temperature=temperature)),
+        *_judged("flow-flm", flat, **how), *_judged("flow-flm, objective endpoint", worse, **how),
+        *_judged("flow-cdcd", [{1.0: (1.0, 1.0)}], **how), *_judged("flow-cdcd, times uniform", [{1.0: (2.0, 1.0)}], **how),
+        *bound("flow-ar", (2.0, 2.1)), *bound("flow-bd3lm", (0.1, 0.1), block=1), *bound("flow-bd3lm", (1.0, 1.1), block=16),
+        *bound("flow-mdlm", (1.0, 1.2)), *bound("flow-plaid", (3.0,)), *bound("flow-plaid, prior False", (2.0,)),
+        *_judged("flow-codar", [{0.0: (1.0, 1.0), 1.0: (2.0, 9.0)}] * 2, **how, decoder="contextual", decoder_calls=8),
+        *_judged("flow-codar", [{0.0: (1.5, 6.0)}] * 2, **how, decoder="nearest"),
+        *_judged("flow-adapt", [{1.0: (1.0, 2.0)}], **{**how, "nfe": 4}), *_judged("flow-langflow", [{1.0: (1.0, 3.0)}], **how),
     ]  # fmt: skip
     orderings.print_orderings(rows)
-    told = [line.split(" | ")[1::4] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [(claim, verdict.rstrip(" |")) for claim, verdict in told] == [
-        ("cross-entropy before regression of the endpoint", "yes"),
-        ("the matched filter before none", "one seed, not so there"),
-        ("a contextual decoder before the nearest code", "yes"),  # both without a draw
-        ("blocks before whole windows", "not told apart"),
-        ("autoregressive before blocks", "no"),
+    told = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(line[1], *line[3:]) for line in told] == [
+        ("cross-entropy before regression of the endpoint", "2.000", "2.050", "3.533", "yes"),
+        ("the matched filter before none", "", "3.000", "2.000", "one seed, not so there"),
+        ("times (and steps) warped by cross-entropy before even ones", "", "", "", "no entropy in common"),
+        ("a contextual decoder before the nearest code", "1.500", "5.000", "6.000", "yes"),  # where one has one entropy
+        ("four calls before sixteen of what it was tuned from", "1.000", "2.000", "3.000", "one seed, so there"),
+        ("blocks before whole windows", "", "1.050", "1.100", "not told apart"),
+        ("autoregressive before blocks", "", "2.050", "1.050", "no"),
     ]
+    assert "nfe 4 and 16" in told[4][2] and told[5][2] == "bound, nats/token, blocks of 16"
+
+
+def test_maps_meet_their_teachers_and_themselves_at_an_entropy_of_both(capsys):
+    rows = [
+        *_judged("map", [{0.0: (1.0, 1.0), 1.0: (2.0, 2.0)}] * 2, nfe=4, sampler="pushforward"),
+        *_judged("map", [{0.0: (1.0, 2.0), 1.0: (3.0, 4.0)}] * 2, nfe=16, sampler="euler"),
+        *_judged("map: teacher", [{1.0: (5.0, 1.0)}] * 2, nfe=16, sampler="ddim"),
+    ]
+    flow_text_tables.print_against_teachers(rows)
+    told = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert told[0] == ["t", "map", "4", "itself", *(f"{v} ± 0.000" for v in ("2.000", "2.000", "3.000", "-1.000"))]
+    assert told[1][3:5] == ["its teacher", "none in common"]
+
+
+def test_a_map_that_reads_its_codes_takes_that_call_off_its_steps():
+    model = SimpleNamespace(
+        map=SimpleNamespace(finishes=True), grids=tuple, config=SimpleNamespace(self_conditioning=0.5)
+    )
+    assert grids_of(model, (1, 2, 4, 8, 16)) == (1, 3, 7) and grids_of(model, (1, 2, 4), 1) == (1, 3)
+    model.map.finishes = False
+    assert grids_of(model, (1, 2, 4, 8, 16)) == (1, 2, 4, 8)

@@ -1,0 +1,158 @@
+"""What the cells of benchmarks.flow_text say: tables of bounds, of samples, of maps against Euler's method, and a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.frontier import at_common, frontiers
+from eval.records import seeds_mean, written_by
+
+CALLS = (1, 2, 4, 8, 16)
+"""Of the network, by which samples are told apart."""
+TEACHER = "teacher"
+"""Behind a subject: its frozen teacher."""
+METRICS = ("judge_nll", "entropy", "distinct_n")
+
+
+def print_bounds(records: Sequence[dict[str, Any]]) -> None:
+    print("| on | model | CPU s | law | nats/token | data error | Monte Carlo error |")
+    print("|---" * 7 + "|")
+    for on, subject in _pairs(records):
+        scored = [r for r in records if (r["on"], r["subject"], r["metric"]) == (on, subject, "nll")]
+        for block in dict.fromkeys(r["contract"].get("block") for r in scored):
+            rows = [r for r in scored if r["contract"].get("block") == block]
+            first, spent = rows[0], max(r["training_cpu_seconds"] for r in rows)
+            law = f"{first['contract']['estimator']}, {first['kind']}" + (f", blocks of {block}" if block else "")
+            error, noise = (
+                f"{first[name]:.4f}" if first.get(name) is not None else "" for name in ("stderr", "monte_carlo")
+            )
+            print(f"| {on} | {subject} | {spent:.0f} | {law} | {_told(rows, 3)} | {error} | {noise} |")
+
+
+def print_quality(records: Sequence[dict[str, Any]]) -> None:
+    """Judge NLL / entropy / distinct-4 of each, means over seeds."""
+    print("| on | model | sampler | temperature | " + " | ".join(f"nfe {n}" for n in CALLS) + " |")
+    print("|---" * (4 + len(CALLS)) + "|")
+    for on, subject in _pairs(records):
+        own = [r for r in records if (r["on"], r["subject"]) == (on, subject) and r["metric"] in METRICS]
+        for kind in dict.fromkeys(map(_kind, own)):
+            sampler, temperature, block, decoder, one_pass = kind
+            same = [r for r in own if _kind(r) == kind]
+            by = {n: [r for r in same if _column(r) == n] for n in dict.fromkeys(map(_column, same))}
+            told = [_three(by[n]) if n in by else "" for n in CALLS]
+            if others := [n for n in by if n not in CALLS]:
+                told[-1] = _three(by[others[-1]])
+            apart = next((n for r in same if (n := r["contract"].get("decoder_calls"))), None)
+            how = (
+                (sampler or "")
+                + (f", blocks of {block}, by steps" if block else "")
+                + (f", {decoder}" if decoder else "")
+                + (f" and {apart} calls of it" if apart else "")
+                + (", one pass" if one_pass else "")
+            )
+            at = "" if temperature is None else f"{temperature:g}"
+            print(f"| {on} | {subject} | {how} | {at} | " + " | ".join(told) + " |")
+
+
+def _kind(r: dict[str, Any]) -> tuple[Any, ...]:
+    """Sampler, temperature, block length, decoder, and whether a model that conditions on itself did without."""
+    contract = r["contract"]
+    told = (contract.get(name) for name in ("sampler", "temperature", "block", "decoder"))
+    return (*told, contract.get("self_conditioning") is False)
+
+
+def _column(r: dict[str, Any]) -> int | None:
+    """The first of CALLS that is as many calls of the network, or more; of a model of blocks, steps a block."""
+    contract = r["contract"]
+    if contract.get("block"):
+        return contract["steps"]
+    nfe = contract.get("nfe")
+    return next((n for n in CALLS if nfe is not None and nfe <= n), nfe)
+
+
+def print_against_teachers(records: Sequence[dict[str, Any]]) -> None:
+    """Few calls of a map against 16 Euler steps, of its own network and of the frozen teacher where it has one, at the greatest entropy
+    that the samples of both have; differences are of one seed, their errors over seeds."""
+    print("| on | map | nfe | against Euler at 16 of | entropy | judge NLL | of Euler | difference |")
+    print("|---" * 8 + "|")
+    seeds = sorted({r["train_seed"] for r in records if "train_seed" in r})
+    for on in dict.fromkeys(r["on"] for r in records):
+        by_seed = [frontiers([r for r in records if r.get("train_seed") == seed], on) for seed in seeds]
+        ways = dict.fromkeys(way for lines in by_seed for way in lines)
+        for subject, block, sampler, nfe in ways:
+            if sampler != "pushforward" or nfe not in (1, 2, 4):
+                continue
+            for name, euler in (
+                ("itself", (subject, block, "euler", max(CALLS))),
+                ("its teacher", (f"{subject}: {TEACHER}", block, "ddim", max(CALLS))),
+            ):
+                pairs = [(lines.get((subject, block, sampler, nfe)), lines.get(euler)) for lines in by_seed]
+                met = [at_common(_points(one), _points(other)) for one, other in pairs if one and other]
+                if not met:
+                    continue
+                found = [m for m in met if m is not None]
+                told = (
+                    " | ".join(_mean(column) for column in zip(*found, strict=True)) if found else "none in common | | "
+                )
+                apart = _mean([one - other for _, one, other in found]) if found else ""
+                print(f"| {on} | {subject} | {nfe} | {name} | {told} | {apart} |")
+
+
+def _points(line: dict[float, tuple[float, float, float]]) -> list[tuple[float, float]]:
+    return [(entropy, nll) for entropy, nll, _ in line.values()]
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} ± {(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5:.3f}"
+
+
+def _three(records: list[dict[str, Any]]) -> str:
+    parts = {
+        "judge_nll": [r for r in records if r["metric"] == "judge_nll"],
+        "entropy": [r for r in records if r["metric"] == "entropy"],
+        "distinct_n": [r for r in records if r["metric"] == "distinct_n" and r["ngram"] == 4],
+    }
+    contract = records[0]["contract"]
+    nfe = None if contract.get("block") else contract.get("nfe")
+    return " / ".join(_told(parts[metric], 2) for metric in METRICS if parts[metric]) + (
+        f" (nfe {nfe})" if nfe not in (None, *CALLS) else ""
+    )
+
+
+def _told(records: list[dict[str, Any]], digits: int) -> str:
+    mean = seeds_mean(records)
+    error = f" ± {mean['stderr']:.{digits}f}" if len(records) > 1 else ""
+    return f"{mean['value']:.{digits}f}{error}"
+
+
+def _pairs(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((r["on"], r["subject"]) for r in records))
+
+
+def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
+    """Judge NLL against calls at temperature 1, a panel a data set; the level of real text."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(r["on"] for r in records))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(6.4 * len(names), 4.4), squeeze=False, layout="constrained")
+    for axis, on in zip(axes[0], names, strict=True):
+        judged = [r for r in records if (r["on"], r["metric"]) == (on, "judge_nll")]
+        for r in [r for r in judged if r["subject"] == "data"][:1]:
+            axis.axhline(r["value"], color="gray", linestyle=":", label="real text")
+        hot = [r for r in judged if r["contract"].get("temperature") == 1.0 and not r["contract"].get("block")]
+        for who, sampler in dict.fromkeys((written_by(r), r["contract"]["sampler"]) for r in hot):
+            own = [r for r in hot if (written_by(r), r["contract"]["sampler"]) == (who, sampler)]
+            calls = sorted({r["contract"]["nfe"] for r in own})
+            means = [seeds_mean([r for r in own if r["contract"]["nfe"] == n])["value"] for n in calls]
+            axis.plot(calls, means, marker="o", label=f"{who}, {sampler}")
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="calls of the network", ylabel="judge NLL, nats/token", title=on)
+        axis.legend(fontsize=6)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
