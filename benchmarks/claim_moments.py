@@ -13,7 +13,7 @@ from scipy.stats import ConstantInputWarning, spearmanr
 
 from benchmarks.cells import cell
 from benchmarks.claim_trainings import Trainings, new_figure
-from benchmarks.images import config_of, images_of, short_name
+from benchmarks.images import config_of, images_of, short_name, version_of
 from eval.images.drawing import draw_images, load_image_run
 from eval.images.scorer import ImageScorer
 from eval.records import record, write_records
@@ -45,7 +45,10 @@ def moments(of: Trainings, kernels: Sequence[str], steps: Sequence[int]) -> None
             scorer = ImageScorer(images)
             return [r for path in snapshots(folder) for r in scored(path, config.seed, images, scorer, kernels, steps)]
 
-        inputs = {"config": to_dict(config), "kernels": list(kernels), "network": VERSION}
+        inputs = {
+            "config": to_dict(config), "kernels": list(kernels), "steps": list(steps), "data": images_of(config).fingerprint,
+            "network": VERSION, "objective": version_of(config), "moments": MOMENTS,
+        }  # fmt: skip
         points += cell(of.file(f"moments-{seed}.json"), inputs, of.command, measure)
     results = []
     for kernel, count in product(kernels, steps):

@@ -1,8 +1,8 @@
 """The one place that knows attention backends: a name → a function of queries, keys and values.
 
-`sdpa` (default), `flex_attention`, `flash_attention_2`, `flash_attention_4` are transformers' registry;
-`eager` and `sdpa_math` are plain products, which forward-mode derivatives (JVP) pass through. What a
-machine has not got falls back to `sdpa`, with a warning, once. On CPUs the fused kernel is made for long windows: in
+`sdpa` (default) is torch's scaled_dot_product_attention; `flex_attention`, `flash_attention_2` and `flash_attention_4` come from
+transformers' registry; `eager` is plain products and `sdpa_math` torch's written-out kernel, and forward-mode derivatives (JVP) pass through both. What
+a machine has not got falls back to `sdpa`, with a warning, once. On CPUs the fused kernel is made for long windows: in
 bf16 its backward pads short ones, and plain products take a third of its time (a twelfth at 16 states).
 """
 

@@ -287,7 +287,7 @@ class Rotary:
         cos, sin = angle.cos(), angle.sin()
 
         def turn(x: Tensor) -> Tensor:
-            a, b = x.float().chunk(2, -1)
+            a, b = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, -1)
             return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
         return turn

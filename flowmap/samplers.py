@@ -70,9 +70,13 @@ class Guided:
 Sampler = Callable[[Guided, Tensor, Tensor], Sampled]
 
 
-def _loop(model: Guided, x: Tensor, times: Tensor, step: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Sampled:
+def _check(times: Tensor) -> None:
     if len(times) < 2 or bool((times.diff() >= 0).any()):
         raise ValueError(f"times must fall, and be at least two: {times.tolist()}")
+
+
+def _loop(model: Guided, x: Tensor, times: Tensor, step: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Sampled:
+    _check(times)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     before = model.nfe, model.rounds
     for i in range(len(times) - 1):
@@ -198,6 +202,9 @@ def _parallel(
     advance: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     summed: bool = False,
 ) -> Sampled:
+    _check(times)
+    if not guess and sweeps is not None and sweeps < 1:
+        raise ValueError(f"{sweeps} sweeps without a first guess move nothing: take 1 at least")
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     steps, batch, state = len(times) - 1, len(x), x.shape[1:]
     t, s = times[:-1].to(x).repeat(batch), times[1:].to(x).repeat(batch)

@@ -1,6 +1,6 @@
 """The image map as a transformers model: patches, the shared backbone, the two-time map around it.
 
-An image is a set of patches (2 × 2 pixels on digits, the whole image at most), each a state vector of the backbone.
+An image is a set of patches, one that holds the whole of it at most (as the presets of digits and MNIST have it), each a state vector of the backbone.
 """
 
 from typing import Any

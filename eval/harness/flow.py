@@ -82,7 +82,7 @@ class LeapFlow(HarnessModel):
             if self.estimator not in KINDS:
                 raise ValueError(f"estimator {estimator!r}: known are {', '.join(KINDS)}")
         (self.sampling,) = samplings(run, (steps or STEPS,), sampler, seed=self.seed)
-        told = {"block_length": self.block} if self.block else {}
+        told: dict[str, Any] = {"block_length": self.block} if self.block else {}
         if isinstance(run.model, FlowLM):
             told["decoder"] = run.model.decoder(decoder)
         elif decoder not in (None, "softmax"):

@@ -134,14 +134,16 @@ def test_a_cache_stands_for_a_prefix_too(positions):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_backends_agree(name, masked):
-    """On a GPU all that are installed, in bf16 where they must; elsewhere those that are not here say so."""
+    """All that are here, in bf16 where they must."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     q, k, v = torch.randn(3, 2, 4, 64, 32, generator=torch.Generator().manual_seed(0)).to(device)
     mask = torch.ones(64, 64, dtype=torch.bool, device=device).tril().expand(2, 1, 64, 64) if masked else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         attend = resolve(name)
-        out = attend(q, k, v, mask)
+    if name != "sdpa" and attend is resolve("sdpa"):
+        pytest.skip(f"{name} is not here")
+    out = attend(q, k, v, mask)
     tolerance = 2e-2 if name.startswith("flash") and attend is not resolve("sdpa") else 1e-5
     assert torch.allclose(out, resolve("eager")(q, k, v, mask), atol=tolerance)
 

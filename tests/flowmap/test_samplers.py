@@ -127,9 +127,19 @@ def test_guidance_is_linear_in_the_condition_and_counts_both_calls():
         Guided(model, with_label, guidance=2.0)
 
 
-def test_times_must_fall():
+@pytest.mark.parametrize("draw", [pushforward, jacobi, picard])
+def test_times_must_fall(draw):
     with pytest.raises(ValueError, match="must fall"):
-        pushforward(Guided(GaussianMap()), noise(3), torch.tensor([0.0, 1.0]))
+        draw(Guided(GaussianMap()), noise(3), torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("draw", [jacobi, picard])
+def test_no_sweeps_leave_the_first_guess(draw):
+    model, x, times = GaussianMap(), noise(3), uniform_times(4)
+    guess = draw(Guided(model), x, times, sweeps=0).x
+    assert torch.allclose(guess, pushforward(Guided(model), x, uniform_times(1)).x)
+    with pytest.raises(ValueError, match="0 sweeps without a first guess"):
+        draw(Guided(model), x, times, sweeps=0, guess=False)
 
 
 def test_half_precision_noise_is_stepped_in_full():
