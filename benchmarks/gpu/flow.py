@@ -5,7 +5,7 @@
 
 Each preset, with those that it begins with or learns from, is trained for --minutes, and the judge, once for all commands on one
 machine, for half as long: one preset ends within eight. Each is scored by its own bound in nats a character (of a model of blocks at every length) and writes windows from nothing in
-1, 2, 4, 8 and 16 calls of the network, by every sampler it has: a judge's NLL, entropy and distinct 4-grams, beside real
+1, 2, 4, 8 and 16 calls of the network, by every sampler it has, at three temperatures of the tokens' own draw: a judge's NLL, entropy and distinct 4-grams, beside real
 windows'. Presets but for their sizes and rate, which go by the width. Imports torch, transformers, safetensors, numpy and the
 packages of this project that need no more; presets travel with the text, as JSON.
 """
@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,9 +47,10 @@ from training.objectives import build_objective
 
 PRESETS = (
     "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm", "flow-dfm-psd", "flow-dfm-esd",
-    "flow-plaid", "flow-cdcd", "flow-langflow", "flow-codar", "flow-adapt", "flow-block-flow",
+    "flow-plaid", "flow-cdcd", "flow-langflow", "flow-codar", "flow-adapt", "flow-block-flow", "flow-forcing",
 )  # fmt: skip
 CALLS = (1, 2, 4, 8, 16)
+TEMPERATURES = (0.0, 0.7, 1.0)
 NETWORK_CALLS, FITTED = 32, 256
 """Calls of the network for a scored window; windows that clocks are fitted on."""
 
@@ -111,8 +113,8 @@ class Bench:
             for block in model.config.block_lengths or (None,):
                 self.scored(name, model, block)
             for sampler in samplers_of(model):
-                for steps in grids_of(model, CALLS):
-                    self.written(name, model, sampler, steps)
+                for steps, temperature in product(grids_of(model, CALLS), TEMPERATURES):
+                    self.written(name, model, sampler, steps, temperature)
 
     def earlier(self, name: str) -> dict[str, str]:
         """By the field that names it, what a preset begins with or learns from."""
@@ -235,19 +237,19 @@ class Bench:
         return torch.arange(count, device=self.device).split(64)
 
     @torch.no_grad()
-    def written(self, name: str, model: Any, sampler: str, steps: int) -> None:
+    def written(self, name: str, model: Any, sampler: str, steps: int, temperature: float) -> None:
         written, nfe = [], 0
         for rows in self.parts(self.args.num):
             blank = torch.zeros(len(rows), self.args.length, dtype=torch.long, device=self.device)
             known = Known(blank, torch.zeros_like(blank, dtype=torch.bool))
-            out = model.write(known, Rng(self.args.seed, rows), steps=steps, sampler=sampler, warp=Warp())
+            out = model.write(known, Rng(self.args.seed, rows), steps=steps, sampler=sampler, warp=Warp(temperature))
             written.append(out.tokens)
             nfe = out.nfe
         contract = {
             "sampler": sampler,
             "steps": steps,
             "nfe": nfe,
-            "temperature": 1.0,
+            "temperature": temperature,
             "top_p": 1.0,
             "dtype": "float32",
         }
@@ -275,7 +277,7 @@ class Bench:
                 stderr_over="samples",
             )
         self.keep("distinct_n", distinct(texts, 4), subject, contract, unit="fraction", n=len(texts), ngram=4)
-        at = ", ".join(f"{key} {contract[key]}" for key in ("sampler", "nfe") if key in contract)
+        at = ", ".join(f"{key} {contract[key]}" for key in ("sampler", "nfe", "temperature") if key in contract)
         print(f"{subject} {at}: judge {nll.mean():.3f}, entropy {np.mean(entropies):.3f}", flush=True)
 
 
