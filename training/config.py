@@ -75,10 +75,18 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def validate(values: dict[str, Any], source: str) -> RunConfig:
+    """An option that is None, as a preset may set one of those it extends, is taken away."""
+    values = {name: _without_none(section) for name, section in values.items()}
     try:  # through JSON, where strict means the JSON type and sections may be written as mappings
         return TypeAdapter(RunConfig).validate_json(json.dumps(values))
     except ValidationError as error:
         raise ValueError(f"{source}: {one_line(error)}") from error
+
+
+def _without_none(section: Any) -> Any:
+    if not isinstance(section, dict) or not isinstance(section.get("options"), dict):
+        return section
+    return {**section, "options": {name: value for name, value in section["options"].items() if value is not None}}
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -128,8 +136,7 @@ def one_line(error: ValidationError) -> str:
 
 
 def override(config: RunConfig, **values: Any) -> RunConfig:
-    """A copy with other values, by dotted key with __ for the dot: override(c, head__name="independent"). An option that becomes
-    None is taken away."""
+    """A copy with other values, by dotted key with __ for the dot: override(c, head__name="independent")."""
     changes: dict[str, Any] = {}
     for key, value in values.items():
         *sections, name = key.split("__")
@@ -137,8 +144,4 @@ def override(config: RunConfig, **values: Any) -> RunConfig:
         for section in sections:
             inner = inner.setdefault(section, {})
         inner[name] = value
-    merged = merge(to_dict(config), changes)
-    for section in merged.values():
-        if isinstance(section, dict) and isinstance(section.get("options"), dict):
-            section["options"] = {name: value for name, value in section["options"].items() if value is not None}
-    return validate(merged, "override")
+    return validate(merge(to_dict(config), changes), "override")

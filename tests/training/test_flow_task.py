@@ -205,8 +205,11 @@ def test_a_clock_hears_the_whole_batch_under_accumulation(config, tmp_path, law,
         assert told[1].sum() == pytest.approx(share * kept, rel=0.15 if share < 1 else 1e-9)
 
 
-def test_a_clock_of_two_processes_is_that_of_one(config, tmp_path):
-    more = {"flow__options": {"times": "running", "low_discrepancy": True}, "training__steps": 20}
+@pytest.mark.parametrize("law, objective", [("running", "kl-psd"), ("learned", "vlb")])
+def test_a_clock_of_two_processes_is_that_of_one(config, tmp_path, law, objective):
+    more = {"flow__objective": objective, "flow__options": {"times": law, "low_discrepancy": True}, "training__steps": 20}
+    if objective == "vlb":
+        more["flow__options"] |= {"diagonal": None, "boundary": None}
     train(config(**more), tmp_path / "one", build, quiet=True)
     preset = write_preset(tmp_path / "p.yaml", {**TINY, **KINDS["suite"], **more}, extends="flow-poker")
     process = launch([preset, "--run-dir", str(tmp_path / "two")], processes=2)
