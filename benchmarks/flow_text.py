@@ -9,7 +9,7 @@ A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with
 windows; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
 a model of blocks at every length); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2,
 4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length. The judge is
-the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. Cells and
+the preset ON-judge, which has never seen a sample; a frozen teacher writes in 16 calls beside its map; beside its NLL stand entropy and distinct-n, and the same of real windows. Cells and
 the plot lie in benchmarks/results/flow-text/, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
 """
 
@@ -42,6 +42,7 @@ SUBWORDS: dict[str, Any] = {
     "tokenizer__kind": "bpe", "tokenizer__vocab_size": 2048, "flow__width": 256, "optimizer__lr": 1.0e-3,
 }  # fmt: skip
 OF_SUBWORDS = ("flow-ar", "flow-mdlm", "flow-bd3lm", "flow-leap", "flow-cdcd", "flow-langflow")
+"""The last two of subwords stand for the two best presets, until the table of characters says which they are: name others."""
 PLAN = {
     "characters": (
         "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm-psd", "flow-dfm-esd",
@@ -52,7 +53,6 @@ PLAN = {
 }  # fmt: skip
 BUDGET = dict.fromkeys(PLAN, 1200 * 64)
 """Windows of 128 that are read in training."""
-"""The last two of subwords stand for the two best presets, until the table of characters says which they are: name others."""
 TEMPERATURES = (0.0, 0.7, 1.0)
 WINDOWS, NETWORK_CALLS, NUM = 512, 64, 128
 """Scored windows, calls of the network for each, written windows."""
@@ -126,8 +126,8 @@ def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list
         names = {run.subject: planned.subject, "data": "data"}
         if before := planned.earlier().get("teacher"):
             teacher = load_flow(str(before.path))
-            by_sampler = {how.sampler: how for how in by_calls(teacher, CALLS[-1:], planned.seed)}
-            how = by_sampler[teacher.model.generation_config.sampler]
+            usual = teacher.model.generation_config.sampler
+            how = next(how for how in by_calls(teacher, CALLS[-1:], planned.seed) if how.sampler == usual)
             for temperature in TEMPERATURES:
                 drawn = draw_flow(teacher, prompts, replace(how, warp=Warp(temperature)), new=run.model.config.length)
                 rows += [{**row, "subject": TEACHER} for row in drawn]

@@ -73,20 +73,24 @@ def _column(r: dict[str, Any]) -> int | None:
 def print_against_teachers(records: Sequence[dict[str, Any]]) -> None:
     """Few calls of a map against 16 Euler steps, of its own network and of the frozen teacher where it has one, at the greatest entropy
     that the samples of both have; differences are of one seed, their errors over seeds."""
-    print("| on | map | nfe | against Euler at 16 of | entropy | judge NLL | of Euler | difference |")
-    print("|---" * 8 + "|")
+    print("| on | map | nfe | against Euler at 16 of | seeds | entropy | judge NLL | of Euler | difference |")
+    print("|---" * 9 + "|")
     seeds = sorted({r["train_seed"] for r in records if "train_seed" in r})
-    for on in dict.fromkeys(r["on"] for r in records):
-        by_seed = [frontiers([r for r in records if r.get("train_seed") == seed], on) for seed in seeds]
-        ways = dict.fromkeys(way for lines in by_seed for way in lines)
-        for subject, block, sampler, nfe in ways:
+    for on, subject in _pairs(records):
+
+        def lines_of(who: str, on: str = on) -> list[dict[Any, Any]]:
+            own = [r for r in records if r["subject"] == who]
+            return [frontiers([r for r in own if r.get("train_seed") == seed], on) for seed in seeds]
+
+        own, taught = lines_of(subject), lines_of(f"{subject}: {TEACHER}")
+        for way in dict.fromkeys(way for lines in own for way in lines):
+            _, block, sampler, nfe = way
             if sampler != "pushforward" or nfe not in (1, 2, 4):
                 continue
-            for name, euler in (
-                ("itself", (subject, block, "euler", max(CALLS))),
-                ("its teacher", (f"{subject}: {TEACHER}", block, "ddim", max(CALLS))),
-            ):
-                pairs = [(lines.get((subject, block, sampler, nfe)), lines.get(euler)) for lines in by_seed]
+            itself = [lines.get((way[0], block, "euler", max(CALLS))) for lines in own]
+            teacher = [next(iter(lines.values()), None) for lines in taught]
+            for name, others in (("itself", itself), ("its teacher", teacher)):
+                pairs = [(lines.get(way), other) for lines, other in zip(own, others, strict=True)]
                 met = [at_common(_points(one), _points(other)) for one, other in pairs if one and other]
                 if not met:
                     continue
@@ -95,7 +99,7 @@ def print_against_teachers(records: Sequence[dict[str, Any]]) -> None:
                     " | ".join(_mean(column) for column in zip(*found, strict=True)) if found else "none in common | | "
                 )
                 apart = _mean([one - other for _, one, other in found]) if found else ""
-                print(f"| {on} | {subject} | {nfe} | {name} | {told} | {apart} |")
+                print(f"| {on} | {way[0]} | {nfe} | {name} | {len(found)} of {len(met)} | {told} | {apart} |")
 
 
 def _points(line: dict[float, tuple[float, float, float]]) -> list[tuple[float, float]]:

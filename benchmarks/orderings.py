@@ -1,13 +1,17 @@
 """The orderings that published flow language models claim against their own ablations, as pairs of cells of benchmarks.flow_text.
 
 A row says which of two trainings its source found better, and by what they are compared here: the bound in nats a token, or the
-judge's NLL of samples at an entropy that both sides' have, in so many calls of the network. Shared sizes, budget and seeds; one name differs.
+judge's NLL of samples at an entropy that both sides' have, in so many calls of the network. Shared sizes, budget and seeds; one name or
+one preset differs.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
+
+from scipy.stats import t
 
 from eval.frontier import at_common
 
@@ -17,7 +21,7 @@ Variant = dict[str, Any]
 @dataclass(frozen=True)
 class Ordering:
     """better, worse: (preset, what is set in it). nfe: calls of the network of the samples judged, None: the bound; other: of the worse
-    side, where it differs. samplers, decoders: that wrote them, "": the only one. temperature: of the draws, where it is not free. block: of a
+    side, where it differs. samplers, decoders: that wrote them, "": the only one. temperature: of the draws, where it is not free. blocks: of a
     model of several lengths, whose single tokens are an autoregressive model whatever it is else."""
 
     source: str
@@ -28,8 +32,8 @@ class Ordering:
     samplers: tuple[str, str] = ("", "")
     decoders: tuple[str, str] = ("", "")
     temperature: float | None = None
-    block: int = 16
     other: int | None = None
+    blocks: tuple[int, int] = (16, 16)
 
     @property
     def calls(self) -> tuple[int | None, int | None]:
@@ -57,9 +61,9 @@ ORDERINGS = (
     Ordering("codar", "a contextual decoder before the softmax", ("flow-codar", {}), ("flow-codar", {"flow__decoder": "softmax"}), 16, EULER, ("contextual", "")),
     Ordering("codar", "a contextual decoder before the nearest code", ("flow-codar", {}), ("flow-codar", {}), 16, EULER, ("contextual", "nearest")),
     Ordering("flowlm-adapt", "fine-tuned, codes and all, before trained from scratch", ("flow-adapt", {}), ("flow-adapt", {"flow__start": None}), 4, EULER),
-    Ordering("flowlm-adapt", "four calls before sixteen of what it was tuned from", ("flow-adapt", {}), ("flow-langflow", {}), 4, EULER, other=16),
+    Ordering("flowlm-adapt", "its four calls before sixteen of the same trained on for as long", ("flow-adapt", {}), ("flow-langflow", {}), 4, EULER, other=16),
     Ordering("bd3lm", "times clipped before all times", ("flow-bd3lm", {"flow__options__least": 0.3, "flow__options__most": 0.8}), ("flow-bd3lm", {})),
-    Ordering("block-flow", "blocks before whole windows", ("flow-block-flow", {}), ("flow-flm", {})),
+    Ordering("block-flow", "blocks before whole windows, of one model", ("flow-block-flow", {}), ("flow-block-flow", {}), blocks=(16, 128)),
     Ordering("block-flow", "autoregressive before blocks", ("flow-ar", {}), ("flow-block-flow", {})),
     Ordering("mdlm", "blocks before whole windows", ("flow-bd3lm", {}), ("flow-mdlm", {})),
     Ordering("mdlm", "autoregressive before blocks", ("flow-ar", {}), ("flow-bd3lm", {})),
@@ -90,7 +94,7 @@ def bound_of(records: Sequence[dict[str, Any]], ordering: Ordering, side: int) -
     """Of the records of one seed."""
     subject = subject_of((ordering.better, ordering.worse)[side])
     scored = [r for r in records if r["subject"] == subject and r["metric"] == "nll"]
-    scored = [r for r in scored if r["contract"].get("block") in (None, ordering.block)]
+    scored = [r for r in scored if r["contract"].get("block") in (None, ordering.blocks[side])]
     return scored[0]["value"] if scored else None
 
 
@@ -126,36 +130,47 @@ def compared(records: Sequence[dict[str, Any]], ordering: Ordering) -> tuple[flo
 
 
 def print_orderings(records: Sequence[dict[str, Any]]) -> None:
-    print("| source | claim | by | entropy | the one said to be better | the other | reproduced |")
-    print("|---" * 7 + "|")
+    print(
+        "| on | source | claim | by | seeds | entropy | said to be better | the other | the other less the better | reproduced |"
+    )
+    print("|---" * 10 + "|")
     seeds = sorted({r["train_seed"] for r in records if r.get("train_seed") is not None})
-    for ordering in ORDERINGS:
-        by_seed = [compared([r for r in records if r.get("train_seed") == seed], ordering) for seed in seeds]
+    for on, ordering in product(dict.fromkeys(r["on"] for r in records), ORDERINGS):
+        here = [r for r in records if r["on"] == on]
+        by_seed = [compared([r for r in here if r.get("train_seed") == seed], ordering) for seed in seeds]
         found = [one for one in by_seed if one is not None]
         if not found:
             continue
-        by = "bound, nats/token"
-        if ordering.nfe is not None:
-            by = f"judge NLL, nfe {' and '.join(map(str, dict.fromkeys(ordering.calls)))}"
-            by += "" if ordering.temperature is None else f", T = {ordering.temperature:g}"
-        sides = {subject_of(ordering.better), subject_of(ordering.worse)}
-        if any(r["subject"] in sides and r["contract"].get("block") for r in records):
-            by += f", blocks of {ordering.block}"
         met = [one for one in found if not math.isnan(one[1])]
+        apart, judged = verdict([worse - better for _, better, worse in met])
         told = [_mean([one[i] for one in met]) if met else "" for i in (0, 1, 2)]  # type: ignore[misc]
-        print(f"| {ordering.source} | {ordering.claim} | {by} | {' | '.join(told)} | {verdict(met)} |")
+        cells = (
+            on, ordering.source, ordering.claim, measured_by(here, ordering), f"{len(met)} of {len(found)}", *told, apart, judged,
+        )  # fmt: skip
+        print(f"| {' | '.join(cells)} |")
 
 
-def verdict(met: Sequence[tuple[float | None, float, float]]) -> str:
-    """By the differences within a seed and their error over seeds."""
-    if not met:
-        return "no entropy in common"
-    apart = [worse - better for _, better, worse in met]
+def measured_by(records: Sequence[dict[str, Any]], ordering: Ordering) -> str:
+    if ordering.nfe is not None:
+        calls = " and ".join(map(str, dict.fromkeys(ordering.calls)))
+        return f"judge NLL, nfe {calls}" + ("" if ordering.temperature is None else f", T = {ordering.temperature:g}")
+    sides = {subject_of(ordering.better), subject_of(ordering.worse)}
+    if any(r["subject"] in sides and r["contract"].get("block") for r in records):
+        return f"bound, nats/token, blocks of {' and '.join(map(str, dict.fromkeys(ordering.blocks)))}"
+    return "bound, nats/token"
+
+
+def verdict(apart: Sequence[float]) -> tuple[str, str]:
+    """apart: differences within a seed, more than 0 where the claim holds → (mean ± standard error over seeds, what that says by
+    Student's t at 95%)."""
+    if not apart:
+        return "", "no entropy in common"
     mean = sum(apart) / len(apart)
     if len(apart) == 1:
-        return f"one seed, {'so' if mean > 0 else 'not so'} there"
+        return f"{mean:.3f}", f"one seed, {'so' if mean > 0 else 'not so'} there"
     error = (sum((v - mean) ** 2 for v in apart) / (len(apart) - 1) / len(apart)) ** 0.5
-    return "yes" if mean > 2 * error else "no" if mean < -2 * error else "not told apart"
+    far = float(t.ppf(0.975, len(apart) - 1)) * error
+    return f"{mean:.3f} ± {error:.3f}", "yes" if mean > far else "no" if mean < -far else "not told apart"
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -13,25 +13,26 @@ from eval.report import Section
 def at_entropy(pairs: Sequence[tuple[float, float]], entropy: float) -> float | None:
     """pairs: (entropy, judge NLL) by temperature → the NLL where a line between two neighbours has that entropy; None
     where all samples have more, or less."""
-    for (low, nll_low), (high, nll_high) in pairwise(sorted(pairs)):
-        if low <= entropy <= high and low < high:
+    alike: dict[float, list[float]] = {}
+    for where, nll in pairs:
+        alike.setdefault(where, []).append(nll)
+    line = sorted((where, sum(nlls) / len(nlls)) for where, nlls in alike.items())
+    for (low, nll_low), (high, nll_high) in pairwise(line):
+        if low <= entropy <= high:
             return nll_low + (nll_high - nll_low) * (entropy - low) / (high - low)
-    return None
+    return line[0][1] if len(line) == 1 and line[0][0] == entropy else None
 
 
 def at_common(
     one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]
 ) -> tuple[float, float, float] | None:
     """Pairs as above of two writers → (entropy, NLL of the first, of the second) at the greatest entropy that both have; a writer
-    of one temperature is met at its own. None where they have none in common."""
+    of one entropy is met there. None where they have none in common."""
     entropy = min(max(pairs)[0] for pairs in (one, other))
     for pairs in (one, other):
-        if len(pairs) == 1:
+        if len({where for where, _ in pairs}) == 1:
             entropy = pairs[0][0]
-    found = [
-        pairs[0][1] if len(pairs) == 1 and pairs[0][0] == entropy else at_entropy(pairs, entropy)
-        for pairs in (one, other)
-    ]
+    found = [at_entropy(pairs, entropy) for pairs in (one, other)]
     return None if None in found else (entropy, *found)  # type: ignore[return-value]
 
 

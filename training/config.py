@@ -66,27 +66,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """over's values win; nested keys are merged, not replaced."""
+    """over's values win; nested keys are merged, not replaced; an option that base has is taken away by None."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
         result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if key == "options" and isinstance(old, dict) and isinstance(value, dict):
+            result[key] = {name: v for name, v in result[key].items() if v is not None or name not in old}
     return result
 
 
 def validate(values: dict[str, Any], source: str) -> RunConfig:
-    """An option that is None, as a preset may set one of those it extends, is taken away."""
-    values = {name: _without_none(section) for name, section in values.items()}
     try:  # through JSON, where strict means the JSON type and sections may be written as mappings
         return TypeAdapter(RunConfig).validate_json(json.dumps(values))
     except ValidationError as error:
         raise ValueError(f"{source}: {one_line(error)}") from error
-
-
-def _without_none(section: Any) -> Any:
-    if not isinstance(section, dict) or not isinstance(section.get("options"), dict):
-        return section
-    return {**section, "options": {name: value for name, value in section["options"].items() if value is not None}}
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -41,11 +41,12 @@ class Drifting(Objective):
         count = torch.tensor(float(batch.size), device=error.device)
         return Loss(error.sum(), count, {"drift": (error.sum().detach(), count)})
 
+    @torch.no_grad()
     def field(self, x: Tensor, y: Tensor) -> Tensor:
-        """V at generated x with data y, both (groups, M, D) → (groups, M, D)."""
+        """V at generated x with data y, both (groups, M, D), fp32 or better → (groups, M, D), without a gradient."""
         size = x.shape[1]
         ends = torch.cat([y, x], 1)
-        far = torch.cdist(x, ends, compute_mode="donot_use_mm_for_euclid_dist")
+        far = torch.cdist(x, ends, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(1e-4)
         far = far / far[..., :size].mean((-2, -1), keepdim=True)
         far[..., size:].diagonal(dim1=-2, dim2=-1).fill_(float("inf"))  # the own sample
         ends = torch.cat([ends, torch.ones_like(ends[..., :1])], -1)  # its last column sums weights

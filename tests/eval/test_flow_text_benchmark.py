@@ -180,32 +180,38 @@ def test_an_ordering_is_reproduced_where_two_errors_over_seeds_tell_the_sides_ap
         *bound("flow-mdlm", (1.0, 1.2)), *bound("flow-plaid", (3.0,)), *bound("flow-plaid, prior False", (2.0,)),
         *_judged("flow-codar", [{0.0: (1.0, 1.0), 1.0: (2.0, 9.0)}] * 2, **how, decoder="contextual", decoder_calls=8),
         *_judged("flow-codar", [{0.0: (1.5, 6.0)}] * 2, **how, decoder="nearest"),
+        *({**r, "on": "other"} for r in (*bound("flow-ar", (1.0,)), *bound("flow-bd3lm", (5.0,), block=16))),
         *_judged("flow-adapt", [{1.0: (1.0, 2.0)}], **{**how, "nfe": 4}), *_judged("flow-langflow", [{1.0: (1.0, 3.0)}], **how),
     ]  # fmt: skip
     orderings.print_orderings(rows)
-    told = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [(line[1], *line[3:]) for line in told] == [
-        ("cross-entropy before regression of the endpoint", "2.000", "2.050", "3.533", "yes"),
-        ("the matched filter before none", "", "3.000", "2.000", "one seed, not so there"),
-        ("times (and steps) warped by cross-entropy before even ones", "", "", "", "no entropy in common"),
-        ("a contextual decoder before the nearest code", "1.500", "5.000", "6.000", "yes"),  # where one has one entropy
-        ("four calls before sixteen of what it was tuned from", "1.000", "2.000", "3.000", "one seed, so there"),
-        ("blocks before whole windows", "", "1.050", "1.100", "not told apart"),
-        ("autoregressive before blocks", "", "2.050", "1.050", "no"),
+    told = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    told = [[part.strip() for part in line] for line in told]
+    assert [(line[2], *line[4:]) for line in told if line[0] == "t"] == [
+        ("cross-entropy before regression of the endpoint", "2 of 2", "2.000", "2.050", "3.533", "1.483 ± 0.017", "yes"),
+        ("the matched filter before none", "1 of 1", "", "3.000", "2.000", "-1.000", "one seed, not so there"),
+        ("times (and steps) warped by cross-entropy before even ones", "0 of 1", "", "", "", "", "no entropy in common"),
+        ("a contextual decoder before the nearest code", "2 of 2", "1.500", "5.000", "6.000", "1.000 ± 0.000", "yes"),
+        ("its four calls before sixteen of the same trained on for as long", "1 of 1", "1.000", "2.000", "3.000", "1.000", "one seed, so there"),
+        ("blocks before whole windows", "2 of 2", "", "1.050", "1.100", "0.050 ± 0.050", "not told apart"),
+        ("autoregressive before blocks", "2 of 2", "", "2.050", "1.050", "-1.000 ± 0.000", "no"),
+    ]  # fmt: skip
+    assert "nfe 4 and 16" in told[4][3] and told[5][3] == "bound, nats/token, blocks of 16"
+    assert [(line[2], *line[4:]) for line in told if line[0] == "other"] == [
+        ("autoregressive before blocks", "1 of 1", "", "1.000", "5.000", "4.000", "one seed, so there")
     ]
-    assert "nfe 4 and 16" in told[4][2] and told[5][2] == "bound, nats/token, blocks of 16"
 
 
 def test_maps_meet_their_teachers_and_themselves_at_an_entropy_of_both(capsys):
     rows = [
-        *_judged("map", [{0.0: (1.0, 1.0), 1.0: (2.0, 2.0)}] * 2, nfe=4, sampler="pushforward"),
-        *_judged("map", [{0.0: (1.0, 2.0), 1.0: (3.0, 4.0)}] * 2, nfe=16, sampler="euler"),
-        *_judged("map: teacher", [{1.0: (5.0, 1.0)}] * 2, nfe=16, sampler="ddim"),
+        *_judged("map", [{0.0: (1.0, 1.0), 1.0: (2.0, 2.0)}] * 2, nfe=4, sampler="pushforward", grid="clock"),
+        *_judged("map", [{0.0: (1.0, 2.0), 1.0: (3.0, 4.0)}] * 2, nfe=16, sampler="euler", grid="clock"),
+        *_judged("map: teacher", [{1.0: (5.0, 1.0)}], nfe=16, sampler="ddim", grid="clock"),
     ]
     flow_text_tables.print_against_teachers(rows)
     told = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert told[0] == ["t", "map", "4", "itself", *(f"{v} ± 0.000" for v in ("2.000", "2.000", "3.000", "-1.000"))]
-    assert told[1][3:5] == ["its teacher", "none in common"]
+    means = [f"{v} ± 0.000" for v in ("2.000", "2.000", "3.000", "-1.000")]
+    assert told[0] == ["t", "map, grid clock", "4", "itself", "2 of 2", *means]
+    assert told[1][3:6] == ["its teacher", "0 of 1", "none in common"]
 
 
 def test_a_map_that_reads_its_codes_takes_that_call_off_its_steps():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.frontier import at_entropy, frontiers, sections
+from eval.frontier import at_common, at_entropy, frontiers, sections
 from eval.records import record
 
 
@@ -46,3 +46,11 @@ def test_a_line_for_each_way_of_writing_seeds_averaged():
     assert "flow-leap, pushforward, nfe 4" in section.picture and "trunk" not in section.picture
     assert "T=0.7" in section.picture and "real text" not in section.picture  # its entropy is not known
     assert not sections(rows[-3:])
+
+
+def test_two_writers_are_compared_where_both_have_an_entropy():
+    rising = [(1.0, 1.0), (3.0, 2.0)]
+    assert at_common(rising, [(0.0, 5.0), (2.0, 6.0)]) == (2.0, 1.5, 6.0)
+    assert at_common(rising, [(2.0, 1.0)] * 3) == (2.0, 1.5, 1.0)  # temperature changes nothing
+    assert at_common([(2.0, 1.0)], [(2.0, 4.0)]) == (2.0, 1.0, 4.0)
+    assert at_common(rising, [(4.0, 1.0), (5.0, 1.0)]) is None and at_common([(2.0, 1.0)], [(3.0, 1.0)]) is None

@@ -42,7 +42,7 @@ def test_a_cell_says_of_every_estimator_what_it_is_and_what_it_took(small, monke
 def test_uniform_times_end_where_the_fitted_ones_do(small):  # noqa: F811
     from benchmarks import flow_runs
 
-    run = load_flow(str(flow_runs.Planned("flow-flm", small / "runs" / "small", 0, {}, {}).train()[0]))
+    run = load_flow(str(flow_runs.Planned("flow-flm", small / "runs" / "small", 0, flow_runs.as_it_is, {}).train()[0]))
     fitted = likelihoods.Clock.even(1e-3, 40.0, 64)
     even = likelihoods.uniform_in_time(run, fitted)
     assert even.end == fitted.end and even.edges[0] == 0 and even.chance.sum().item() - 1 < 1e-9

@@ -53,7 +53,10 @@ def test_every_preset_of_characters_trains_and_writes(name, tiny, earlier, tmp_p
     if config.flow.encoder:
         config.flow.state_size = 8  # of the 16 of this small encoder
     loss = train(config, tmp_path / "run", build, quiet=True)["loss"]
-    assert loss > (-1e-6 if config.flow.teacher else 0)  # a run that begins as its teacher is 0 from it
+    if config.flow.teacher:  # where it begins
+        assert abs(loss) < 1e-3
+    else:
+        assert loss > 0
     model = AutoModel.from_pretrained(model_folder(tmp_path / "run"), dtype=torch.float32)
     told = {"flow-ar": "causal", "flow-mdlm": "ancestral", "flow-bd3lm": "ancestral"}
     assert model.generation_config.sampler == told.get(name, "pushforward" if name in TWO_TIMES else "ddim")
