@@ -5,7 +5,6 @@ one pair a sample or one a position, enter through two small embedders into adaL
 network outputs 0. Shapes: B batch, N states, P prefix, W width.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -283,8 +282,8 @@ class Rotary:
             zero = places.new_zeros(num_prefix)
             turns = [torch.cat([zero, part]) for part in (places // self.grid[1], places % self.grid[1])]
         share = self.size // (2 * len(turns))
+        wheels: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
-        @functools.cache
         def wheel(kind: torch.dtype) -> tuple[Tensor, Tensor]:
             rates = 10_000.0 ** -(torch.arange(share, device=places.device, dtype=kind) / share)
             angle = torch.cat([place[:, None] * rates for place in turns], -1)  # (n, size/2)
@@ -292,7 +291,9 @@ class Rotary:
 
         def turn(x: Tensor) -> Tensor:
             kind = torch.promote_types(x.dtype, torch.float32)
-            cos, sin = wheel(kind)
+            if kind not in wheels:
+                wheels[kind] = wheel(kind)
+            cos, sin = wheels[kind]
             a, b = x.to(kind).chunk(2, -1)
             return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
