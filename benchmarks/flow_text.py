@@ -9,8 +9,8 @@ A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with
 windows; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
 a model of blocks at every length); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2,
 4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length. The judge is
-the preset ON-judge, which has never seen a sample; a frozen teacher writes in 16 calls beside its map; beside its NLL stand entropy and distinct-n, and the same of real windows. Cells and
-the plot lie in benchmarks/results/flow-text/, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
+the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. A frozen
+teacher writes in 16 calls beside its map. Two commands at once must not both train the judge. Cells and the plot lie in benchmarks/results/flow-text/, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
 """
 
 import argparse

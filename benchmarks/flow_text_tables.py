@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.frontier import at_common, frontiers
-from eval.records import seeds_mean, written_by
+from eval.records import mean_error, seeds_mean, written_by
 
 CALLS = (1, 2, 4, 8, 16)
 """Of the network, by which samples are told apart."""
@@ -107,10 +107,8 @@ def _points(line: dict[float, tuple[float, float, float]]) -> list[tuple[float, 
 
 
 def _mean(values: Sequence[float]) -> str:
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    return f"{mean:.3f} ± {(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5:.3f}"
+    mean, error = mean_error(values)
+    return f"{mean:.3f} ± {error:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
 def _three(records: list[dict[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from scipy.stats import t
 
 from eval.frontier import at_common
+from eval.records import mean_error
 
 Variant = dict[str, Any]
 
@@ -21,7 +22,7 @@ Variant = dict[str, Any]
 @dataclass(frozen=True)
 class Ordering:
     """better, worse: (preset, what is set in it). nfe: calls of the network of the samples judged, None: the bound; other: of the worse
-    side, where it differs. samplers, decoders: that wrote them, "": the only one. temperature: of the draws, where it is not free. blocks: of a
+    side, where it differs. samplers, decoders: that wrote them, "": the only one. blocks: of a
     model of several lengths, whose single tokens are an autoregressive model whatever it is else."""
 
     source: str
@@ -31,7 +32,6 @@ class Ordering:
     nfe: int | None = None
     samplers: tuple[str, str] = ("", "")
     decoders: tuple[str, str] = ("", "")
-    temperature: float | None = None
     other: int | None = None
     blocks: tuple[int, int] = (16, 16)
 
@@ -103,8 +103,6 @@ def samples_of(records: Sequence[dict[str, Any]], ordering: Ordering, side: int)
     wanted = {"sampler": ordering.samplers[side], "nfe": ordering.calls[side]}
     if ordering.decoders[side]:
         wanted["decoder"] = ordering.decoders[side]
-    if ordering.temperature is not None:
-        wanted["temperature"] = ordering.temperature
     by_temperature: dict[float, dict[str, float]] = {}
     for r in records:
         contract = r["contract"]
@@ -153,7 +151,7 @@ def print_orderings(records: Sequence[dict[str, Any]]) -> None:
 def measured_by(records: Sequence[dict[str, Any]], ordering: Ordering) -> str:
     if ordering.nfe is not None:
         calls = " and ".join(map(str, dict.fromkeys(ordering.calls)))
-        return f"judge NLL, nfe {calls}" + ("" if ordering.temperature is None else f", T = {ordering.temperature:g}")
+        return f"judge NLL, nfe {calls}"
     sides = {subject_of(ordering.better), subject_of(ordering.worse)}
     if any(r["subject"] in sides and r["contract"].get("block") for r in records):
         return f"bound, nats/token, blocks of {' and '.join(map(str, dict.fromkeys(ordering.blocks)))}"
@@ -165,10 +163,9 @@ def verdict(apart: Sequence[float]) -> tuple[str, str]:
     Student's t at 95%)."""
     if not apart:
         return "", "no entropy in common"
-    mean = sum(apart) / len(apart)
+    mean, error = mean_error(apart)
     if len(apart) == 1:
         return f"{mean:.3f}", f"one seed, {'so' if mean > 0 else 'not so'} there"
-    error = (sum((v - mean) ** 2 for v in apart) / (len(apart) - 1) / len(apart)) ** 0.5
     far = float(t.ppf(0.975, len(apart) - 1)) * error
     return f"{mean:.3f} ± {error:.3f}", "yes" if mean > far else "no" if mean < -far else "not told apart"
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +107,18 @@ def keep_records(run: str, name: str, command: list[str], results: list[dict[str
         write_records(folder / "records" / f"{safe}.json", command, results)
 
 
+def mean_error(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, its standard error) of two values or more; of one, an error of 0."""
+    mean = sum(values) / len(values)
+    return mean, (sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values)) ** 0.5
+
+
 def seeds_mean(records: list[dict[str, Any]]) -> dict[str, Any]:
     """One record for the mean over training seeds of records that differ in nothing else; of a single
     seed, that record itself."""
-    values = [r["value"] for r in records]
-    mean = sum(values) / len(values)
-    if len(values) == 1:
+    if len(records) == 1:
         return dict(records[0])
-    spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5
+    mean, spread = mean_error([r["value"] for r in records])
     kept = {
         k: v for k, v in records[0].items() if k not in ("run", "train_seed", "sample_seed", "stderr", "stderr_over")
     }

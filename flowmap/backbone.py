@@ -5,7 +5,6 @@ one pair a sample or one a position, enter through two small embedders into adaL
 network outputs 0. Shapes: B batch, N states, P prefix, W width.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmap.attention import Attention, resolve
+from flowmap.positions import LearnedPositions, Rotary
 
 VERSION = 2
 """Of what a network of given weights computes and what a step of it costs: raised when either changes, so that what was measured
@@ -83,8 +83,11 @@ class Backbone(nn.Module):
         self.label = nn.Embedding(c.num_classes + 1, c.width) if c.num_classes else None
         self.vector = nn.Linear(c.vector_size, c.width) if c.vector_size else None
         self.time, self.target = TimeEmbedding(c.width, c.time_scale), TimeEmbedding(c.width, c.time_scale)
-        self.learned = LearnedPositions(c) if c.positions.startswith("learned") else None
-        self.turn = Rotary(c) if c.positions.startswith("rope") else None
+        grid = c.grid if c.positions.endswith("-2d") else None
+        self.learned = (
+            LearnedPositions(grid or (c.max_positions,), c.width) if c.positions.startswith("learned") else None
+        )
+        self.turn = Rotary(c.width // c.heads, grid) if c.positions.startswith("rope") else None
         attend = attention or resolve(c.attention)
         self.blocks = nn.ModuleList(Block(c, layer, attend) for layer in range(c.depth))
         self.norm = nn.LayerNorm(c.width, elementwise_affine=False)
@@ -246,58 +249,6 @@ class TimeEmbedding(nn.Module):
         angle = t[..., None] * self.frequencies.to(t.dtype)  # type: ignore[operator]
         features = torch.cat([angle.cos(), angle.sin()], -1).to(self.first.weight.dtype)
         return self.second(nn.functional.silu(self.first(features)))
-
-
-class LearnedPositions(nn.Module):
-    """A vector a place; in two dimensions one a row and one a column, added."""
-
-    def __init__(self, c: BackboneConfig) -> None:
-        super().__init__()
-        self.grid = c.grid if c.positions == "learned-2d" else None
-        tables = self.grid or (c.max_positions,)
-        self.held = math.prod(tables)
-        self.tables = nn.ModuleList(nn.Embedding(size, c.width) for size in tables)
-
-    def forward(self, places: Tensor) -> Tensor:
-        if self.grid is None:  # no slice of the weight: outside of gradients it would still ask for some
-            return self.tables[0](places)
-        rows, columns = (table.weight for table in self.tables)
-        return (rows[:, None] + columns).flatten(0, 1)[places]  # type: ignore[operator,index]
-
-
-class Rotary:
-    """RoPE (2104.09864): pairs of a head's coordinates turn by angles in proportion to the position; in two
-    dimensions the first half by the row, the second by the column. A prefix counts from 0 and the states go on after
-    it; beside a grid it does not turn."""
-
-    def __init__(self, c: BackboneConfig) -> None:
-        self.size, self.grid = c.width // c.heads, c.grid if c.positions == "rope-2d" else None
-
-    def __call__(self, past: int, num_prefix: int, places: Tensor):
-        """places: (count,), of the states."""
-        if self.grid is None:
-            before = torch.arange(past, past + num_prefix, device=places.device)
-            turns = [torch.cat([before, num_prefix + places])]
-        else:
-            zero = places.new_zeros(num_prefix)
-            turns = [torch.cat([zero, part]) for part in (places // self.grid[1], places % self.grid[1])]
-        share = self.size // (2 * len(turns))
-        wheels: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
-
-        def wheel(kind: torch.dtype) -> tuple[Tensor, Tensor]:
-            rates = 10_000.0 ** -(torch.arange(share, device=places.device, dtype=kind) / share)
-            angle = torch.cat([place[:, None] * rates for place in turns], -1)  # (n, size/2)
-            return angle.cos(), angle.sin()
-
-        def turn(x: Tensor) -> Tensor:
-            kind = torch.promote_types(x.dtype, torch.float32)
-            if kind not in wheels:
-                wheels[kind] = wheel(kind)
-            cos, sin = wheels[kind]
-            a, b = x.to(kind).chunk(2, -1)
-            return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-
-        return turn
 
 
 def _built(part: nn.Module | None, option: str) -> nn.Module:

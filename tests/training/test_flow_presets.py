@@ -77,3 +77,10 @@ def test_presets_differ_in_nothing_but_what_they_are():
         assert all(getattr(config.flow, part) == getattr(first.flow, part) for part in size), name
         windows = config.training.steps * config.training.batch_size
         assert windows == STAGES.get(name, 1) * first.training.steps * first.training.batch_size
+
+
+@pytest.mark.parametrize("name", CHARACTERS)
+def test_maps_have_smooth_times_and_flows_spread_theirs(name):
+    flow = load_preset(name).flow
+    assert name not in TWO_TIMES or flow.time_scale == 10
+    assert name == "flow-ar" or flow.options["low_discrepancy"] is True
