@@ -27,8 +27,7 @@ def begin_with(model: FlowLM, earlier: FlowLM, name: str) -> None:
 
 def teach_from(objective: Any, teacher: FlowLM, model: FlowLM, name: str) -> None:
     """The teacher's denoiser becomes what the objective learns from."""
-    if not hasattr(objective, "frozen") or getattr(objective, "diagonal", 1.0) == 1.0:
-        raise ValueError(f"flow.teacher needs a few-step objective such as kl-psd, not {type(objective).__name__}")
+    require_jumps(objective, "flow.teacher")
     ours = model.config
     for field in ("codebook", "state_size", "path", "noise_scale", "length"):
         if getattr(teacher.config, field) != getattr(ours, field):
@@ -39,3 +38,15 @@ def teach_from(objective: Any, teacher: FlowLM, model: FlowLM, name: str) -> Non
     model.map.codebook.load_state_dict(frozen.codebook.state_dict())
     model.map.codebook.requires_grad_(False)
     objective.frozen = (frozen,)
+
+
+def denoise_first(objective: Any, share: float, steps: int) -> None:
+    """In this share of the steps the denoiser alone is trained."""
+    if share:
+        require_jumps(objective, "flow.denoiser_first")
+        objective.denoiser_steps = round(share * steps)
+
+
+def require_jumps(objective: Any, section: str) -> None:
+    if not hasattr(objective, "frozen") or getattr(objective, "diagonal", 1.0) == 1.0:
+        raise ValueError(f"{section} needs a few-step objective such as kl-psd, not {type(objective).__name__}")

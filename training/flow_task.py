@@ -23,7 +23,7 @@ from training.data.windows import TextWindows
 from training.flow_encoder import load_encoder
 from training.flow_laws import laws_of, quantiles
 from training.flow_models import OBJECTIVES, check_noise, hold_codes, make_model
-from training.flow_start import begin_with, teach_from
+from training.flow_start import begin_with, denoise_first, teach_from
 from training.mtp_task import VALIDATION_SEED, suite_of, suite_tokenizer, validation_windows
 from training.objectives import build_objective
 from training.run_dir import model_folder
@@ -68,6 +68,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
     if plan.teacher:
         teacher = earlier(plan.teacher, tokenizer, "flow.teacher").to(accelerator.device)
         teach_from(objective, teacher, model, f"flow.teacher {plan.teacher}")
+    denoise_first(objective, plan.denoiser_first, config.training.steps)
     hold_codes(plan, model)
     if plan.decoder == "contextual":
         objective = WithRounding(objective, plan.decoder_latest)

@@ -65,13 +65,15 @@ class FlowConfig:
     charged for; kl-psd, trajectory, esd, lsd, categorical, imm, energy: the few-step map
     too; the baselines autoregressive and masked (diffusion), which have tokens for states; or your own as module:Class"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
-    """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point, times (uniform,
+    """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point; of trajectory: num_steps, jumps; times (uniform,
     logit-normal; running, gumbel: where cross-entropy is found to fall; one-hot: decode-error, decode-error-mixed; vlb: learned);
     low_discrepancy true: times spread evenly over the batch; of masked: blanks (time, count), time_conditioning; …"""
     start: str | None = None
     """begin with the weights of this run, of the same sizes and codes, instead of fresh ones; path and objective may differ"""
     teacher: str | None = None
     """a run whose frozen denoiser is learned from in the place of the text's tokens (objectives with a few-step part)"""
+    denoiser_first: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share of the steps in which the denoiser alone is trained, before the jumps are too (objectives with a few-step part)"""
     project: bool = False
     """take out of the few-step loss's gradient what goes against the denoiser's"""
     codebook: str = "one-hot"

@@ -27,6 +27,7 @@ from flowmap.objectives.tokens import (
 from flowmap.objectives.tokens.base import NoisedTokens
 from flowmap.path import LinearPath
 from flowmap.rng import Rng
+from flowmap.schedule import DecodeError
 from flowmap.self_conditioning import TwoPass
 from flowmap.times import Uniform
 from tests.flowmap.six_hands import TOKENS, WORDS, SixHands
@@ -142,9 +143,53 @@ def test_a_trajectory_asks_the_denoiser_alone():
     assert (ProgressiveKL().target(oracle, at, 0) - ProgressiveKL().target(wrong, at, 0)).abs().max() > 0.01
 
 
-def test_a_trajectory_of_no_step_is_refused():
-    with pytest.raises(ValueError, match="num_steps 0"):
-        TrajectoryKL(num_steps=0)
+@pytest.mark.parametrize(
+    "options, match", [({"num_steps": 0}, "num_steps 0"), ({"jumps": 3}, "jumps 3"), ({"jumps": 0}, "jumps 0")]
+)
+def test_a_trajectory_of_no_step_and_jumps_that_are_no_power_of_two_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        TrajectoryKL(**options)
+
+
+def test_jumps_are_those_that_a_sampler_on_the_laws_grid_makes():
+    law, count = DecodeError(27), 4000
+    t, s = TrajectoryKL(times=law, jumps=4).pair(Rng(0, torch.arange(count)), count, 0)
+    quarters = law.time_of(torch.linspace(0, 1, 5, dtype=torch.float64)).float()
+    quarters[0], quarters[-1] = 0.0, 1.0
+    pairs, found = torch.unique(torch.stack([t, s]), dim=1, return_counts=True)
+    q = quarters.tolist()
+    odds = {
+        (q[4], q[0]): 1 / 3,
+        (q[2], q[0]): 1 / 6,
+        (q[4], q[2]): 1 / 6,
+        **{(q[i + 1], q[i]): 1 / 12 for i in range(4)},
+    }
+    assert {tuple(pair) for pair in pairs.T.tolist()} == odds.keys()
+    expected = torch.tensor([odds[tuple(pair)] * count for pair in pairs.T.tolist()])
+    assert float(((found - expected) ** 2 / expected).sum()) < 22.5  # chi-squared of 6 degrees, 0.999
+
+
+def test_a_trajectorys_steps_are_even_in_the_laws_shares():
+    """So that a jump of the grid "clock" is taught by the denoiser's own steps on a finer one."""
+    law, asked = DecodeError(6), []
+
+    class Listening(SixHands):
+        def logits(self, x_t, t, s, context=None):
+            asked.append(float(t[0]))
+            return super().logits(x_t, t, s, context)
+
+    tokens, x, t = fixed(oracle := Listening(), 6, 1.0)
+    TrajectoryKL(times=law, num_steps=4).target(oracle, NoisedTokens(tokens, x, t, torch.zeros_like(t), None, t), 0)
+    assert asked == pytest.approx(
+        law.time_of(torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)).tolist(), abs=1e-6
+    )
+
+
+def test_the_first_steps_are_the_denoisers_alone():
+    objective, rng = ProgressiveKL(0.25), Rng(0, torch.arange(400))
+    objective.denoiser_steps = 10
+    alone, beside = (objective.noised(SixHands(), TokenStates(TOKENS.repeat(67, 1)[:400]), rng, n)[1] for n in (9, 10))
+    assert alone.all() and float(beside.double().mean()) == pytest.approx(0.25, abs=0.07)
 
 
 # Categorical flow maps.

@@ -36,6 +36,10 @@ TINY = dict(
 KINDS = {
     "suite": {"flow__codebook": "embedding"},
     "teacher": {"flow__options": {"teacher_decay": 0.9, "boundary": 0.5}},
+    "two stages": {
+        "flow__objective": "trajectory", "flow__denoiser_first": 0.5,
+        "flow__options": {"teacher_decay": 0.9, "num_steps": 2, "jumps": 2, "times": "running"},
+    },
     "two passes": {"flow__options": {"self_conditioning": 0.5, "fixed_point": 0.5}},
     "projected": {"flow__project": True},
     "blocks": {
@@ -455,6 +459,7 @@ def test_wrong_options_are_one_line(config, tmp_path):
         ({"flow__noise": "block"}, "needs block lengths"),
         ({"flow__learn_codes": False, "flow__codebook": "bits"}, "codes of bits are never learned"),
         ({"flow__decoder": "contextual", "flow__block_lengths": [3]}, "reads whole windows"),
+        ({"flow__objective": "cross-entropy", "flow__options": {}, "flow__denoiser_first": 0.5}, "few-step objective"),
     ):
         with pytest.raises(ValueError, match=what):
             train(config(**more), tmp_path / "run", build, quiet=True)
@@ -469,6 +474,14 @@ def test_codes_are_held_where_they_are_not_to_be_learned(config, tmp_path):
         after = FlowLM.from_pretrained(model_folder(tmp_path / str(learn))).map.codebook.weight
         found[learn] = (after - before).abs().max()
     assert found[False] == 0 < found[True]
+
+
+def test_a_training_may_begin_with_the_denoiser_alone(config, tmp_path):
+    settings = config(flow__denoiser_first=0.5, training__steps=4, training__log_every=1)
+    train(settings, tmp_path / "run", build, quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    few = [line["few_step_kl"] for line in lines if line["split"] == "train"]
+    assert few[:2] == [0, 0] and min(few[2:]) > 0
 
 
 # What is learned from besides data.

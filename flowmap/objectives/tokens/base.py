@@ -97,6 +97,8 @@ class TokenObjective(Objective):
     what the second finds. frozen: (map,), where a teacher was trained before."""
 
     frozen: tuple[Any, ...] = ()  # in a tuple, so that it is no submodule: neither trained nor saved
+    denoiser_steps = 0
+    """the first of a training, in which all samples are on the diagonal"""
 
     def __init__(
         self,
@@ -185,7 +187,7 @@ class TokenObjective(Objective):
         """The batch at its times, and which of its samples are on the diagonal."""
         own, count = batch.draws(rng)
         x_0 = model.codebook.encode(batch.tokens)
-        on_diagonal = rng.uniform("diagonal", batch.size) < self.diagonal
+        on_diagonal = rng.uniform("diagonal", batch.size) < (1 if step < self.denoiser_steps else self.diagonal)
         t, s = (batch.at_tokens(time) for time in self.pair(own, count, step))
         alone = expand(on_diagonal, t)
         t = torch.where(alone, batch.at_tokens(self.times.draw(own, "t", count)), t).to(x_0).clamp_min(self.t_min)
