@@ -6,7 +6,7 @@
     python -m benchmarks.flow_text --presets flow-flm --seeds 0 --set flow.options.times=uniform      another: a cell of its own
 
 A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from, all of them together on BUDGET
-windows; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
+windows at most; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
 a model of blocks at every length); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2,
 4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length. The judge is
 the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. A frozen
@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.cells import cell, settings
-from benchmarks.flow_runs import Planned, by_calls
+from benchmarks.flow_runs import Planned, by_calls, largest
 from benchmarks.flow_text_tables import CALLS, TEACHER, plot, print_against_teachers, print_bounds, print_quality
 from benchmarks.orderings import needed, print_orderings
 from eval.flow import load_flow
@@ -52,7 +52,7 @@ PLAN = {
     "stdlib": OF_SUBWORDS,
 }  # fmt: skip
 BUDGET = dict.fromkeys(PLAN, 1200 * 64)
-"""Windows of 128 that are read in training."""
+"""Windows of 128 that are read in training, at most: models of blocks have fewer steps, of windows that they read twice."""
 TEMPERATURES = (0.0, 0.7, 1.0)
 WINDOWS, NETWORK_CALLS, NUM = 512, 64, 128
 """Scored windows, calls of the network for each, written windows."""
@@ -76,7 +76,8 @@ def main() -> None:
         if args.orderings:
             wanted = list(needed())
         for (preset, own), seed in product(wanted, args.seeds):
-            planned = Planned(preset, args.runs / on, seed, partial(fields_of, on), own, everywhere, BUDGET[on])
+            budget = min(BUDGET[on], largest([preset]))
+            planned = Planned(preset, args.runs / on, seed, partial(fields_of, on), own, everywhere, budget)
             if made := text_cell(on, planned, command, args.kept):
                 print(f"{on} {planned.name}", flush=True)
             found += made

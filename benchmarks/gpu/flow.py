@@ -40,9 +40,9 @@ from flowmap.warp import Warp
 from mtp.model import MTPForCausalLM
 from training.data.flow_windows import FlowWindows
 from training.data.windows import TextWindows
-from training.flow_laws import laws_of
+from training.flow_laws import laws_of, quantiles
 from training.flow_models import OBJECTIVES, hold_codes, make_model
-from training.flow_start import begin_with, teach_from
+from training.flow_start import begin_with, denoise_first, teach_from
 from training.objectives import build_objective
 
 PRESETS = (
@@ -53,6 +53,8 @@ CALLS = (1, 2, 4, 8, 16)
 TEMPERATURES = (0.0, 0.7, 1.0)
 NETWORK_CALLS, FITTED = 32, 256
 """Calls of the network for a scored window; windows that clocks are fitted on."""
+PACE = 10_000
+"""Steps that an objective is to think there are in a training of any length."""
 
 
 def main() -> None:
@@ -182,6 +184,7 @@ class Bench:
             begin_with(model, before["start"], name)
         if "teacher" in before:
             teach_from(objective, before["teacher"], model, name)
+        denoise_first(objective, plan.denoiser_first, PACE)
         hold_codes(plan, model)
         if plan.decoder == "contextual":
             objective = WithRounding(objective, plan.decoder_latest)
@@ -196,9 +199,11 @@ class Bench:
         average, steps = fit_map(
             model.map, objective, lambda step, rng: data.batch(step, samples).to(self.device), args.batch, seconds,
             plan.lr * 128 / args.width, args.seed, args.steps, warmup=100, project=plan.project, begin=begin,
-            full_precision=plan.precision == "float32",
+            full_precision=plan.precision == "float32", paced=PACE,
         )  # fmt: skip
         model.map.load_state_dict(average.state_dict())
+        if hasattr(model.config, "clock"):
+            model.config.clock = quantiles(objective, model.map.path)
         if plan.prior:
             model.map.prior_share.fill_(1.0)
         rate = steps * args.batch * args.length / seconds
@@ -239,10 +244,13 @@ class Bench:
     @torch.no_grad()
     def written(self, name: str, model: Any, sampler: str, steps: int, temperature: float) -> None:
         written, nfe = [], 0
+        grid = {"grid": "clock"} if getattr(model.config, "clock", None) else {}
         for rows in self.parts(self.args.num):
             blank = torch.zeros(len(rows), self.args.length, dtype=torch.long, device=self.device)
             known = Known(blank, torch.zeros_like(blank, dtype=torch.bool))
-            out = model.write(known, Rng(self.args.seed, rows), steps=steps, sampler=sampler, warp=Warp(temperature))
+            out = model.write(
+                known, Rng(self.args.seed, rows), steps=steps, sampler=sampler, warp=Warp(temperature), **grid
+            )
             written.append(out.tokens)
             nfe = out.nfe
         contract = {
@@ -252,6 +260,7 @@ class Bench:
             "temperature": temperature,
             "top_p": 1.0,
             "dtype": "float32",
+            **grid,
         }
         self.judged(torch.cat(written), name, contract)
 

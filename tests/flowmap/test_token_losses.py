@@ -111,9 +111,9 @@ def test_taught_by_the_exact_denoiser_the_exact_map_has_no_loss_at_all_and_its_n
 def test_the_local_law_of_a_target_is_the_frozen_teachers(kind):
     objective, other = kind(0.0, times=Uniform(0.2, 1.0)), SixHands(BESIDE)
     x, _ = objective.noised(other, TokenStates(TOKENS), Rng(0, torch.arange(6), 0), 0)
-    own = objective.target(other, x, 0)
+    own = objective.taught(other, x, 0)[1]
     objective.frozen = (SixHands(),)
-    assert (objective.target(other, x, 0) - own).abs().max() > 0.01
+    assert (objective.taught(other, x, 0)[1] - own).abs().max() > 0.01
 
 
 # Along the teacher's trajectories.
@@ -127,7 +127,7 @@ def test_the_mean_along_a_trajectory_nears_the_exact_maps_law_as_its_steps_grow(
     wrong = []
     for n in (2, 8, 32):
         objective = TrajectoryKL(num_steps=n, t_min=1e-3)
-        found = objective.target(oracle, NoisedTokens(tokens, x, at, to, None, at), 0)
+        found = objective.taught(oracle, NoisedTokens(tokens, x, at, to, None, at), 0)[1]
         assert torch.allclose(found.sum(-1), torch.ones_like(found[..., 0])) and found.min() >= 0
         wrong.append(float((found - oracle.probabilities(x, at, to)).abs().mean().detach()))
     assert wrong[0] > 2 * wrong[1] > 4 * wrong[2] and wrong[2] < 0.01
@@ -139,34 +139,53 @@ def test_a_trajectory_asks_the_denoiser_alone():
     wrong = SixHands((0.0, 3.0, 0.0, 0.0))  # off where t > s only
     tokens, x, t = fixed(oracle, 12)
     at = NoisedTokens(tokens, x, t, 0.2 * t, None, t)
-    assert torch.equal(objective.target(oracle, at, 0), objective.target(wrong, at, 0))
-    assert (ProgressiveKL().target(oracle, at, 0) - ProgressiveKL().target(wrong, at, 0)).abs().max() > 0.01
+    assert torch.equal(objective.taught(oracle, at, 0)[1], objective.taught(wrong, at, 0)[1])
+    assert (ProgressiveKL().taught(oracle, at, 0)[1] - ProgressiveKL().taught(wrong, at, 0)[1]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(
-    "options, match", [({"num_steps": 0}, "num_steps 0"), ({"jumps": 3}, "jumps 3"), ({"jumps": 0}, "jumps 0")]
+    "options, match",
+    [
+        ({"num_steps": 0}, "num_steps 0"),
+        ({"jumps": 3}, "jumps 3"),
+        ({"jumps": 0}, "jumps 0"),
+        ({"num_steps": 6, "jumps": 4}, "divides"),
+    ],
 )
-def test_a_trajectory_of_no_step_and_jumps_that_are_no_power_of_two_are_refused(options, match):
+def test_trajectories_that_jumps_do_not_divide_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         TrajectoryKL(**options)
 
 
-def test_jumps_are_those_that_a_sampler_on_the_laws_grid_makes():
-    law, count = DecodeError(27), 4000
-    t, s = TrajectoryKL(times=law, jumps=4).pair(Rng(0, torch.arange(count)), count, 0)
-    quarters = law.time_of(torch.linspace(0, 1, 5, dtype=torch.float64)).float()
-    quarters[0], quarters[-1] = 0.0, 1.0
-    pairs, found = torch.unique(torch.stack([t, s]), dim=1, return_counts=True)
-    q = quarters.tolist()
-    odds = {
-        (q[4], q[0]): 1 / 3,
-        (q[2], q[0]): 1 / 6,
-        (q[4], q[2]): 1 / 6,
-        **{(q[i + 1], q[i]): 1 / 12 for i in range(4)},
-    }
-    assert {tuple(pair) for pair in pairs.T.tolist()} == odds.keys()
-    expected = torch.tensor([odds[tuple(pair)] * count for pair in pairs.T.tolist()])
-    assert float(((found - expected) ** 2 / expected).sum()) < 22.5  # chi-squared of 6 degrees, 0.999
+def test_a_trajectory_teaches_the_jumps_that_a_sampler_makes_on_the_laws_grid_from_where_it_stood():
+    """In 1, 2 and 4 jumps, each as a trajectory of its own from there would teach it."""
+    law, oracle = DecodeError(6), SixHands()
+    tokens, noise, t = fixed(oracle, 12, 1.0)
+    x = NoisedTokens(tokens, noise, t, torch.zeros_like(t), None, t)
+    jumps, q = TrajectoryKL(times=law, num_steps=8, jumps=4).taught(oracle, x, 0)
+    u = [0.0, *law.time_of(torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()[1:4], 1.0]
+    begun, ended = jumps.t[::12].tolist(), jumps.s[::12].tolist()
+    made = [
+        (min(range(5), key=lambda k: abs(u[k] - t)), min(range(5), key=lambda k: abs(u[k] - s)))
+        for t, s in zip(begun, ended, strict=True)
+    ]
+    assert sorted(made) == [(1, 0), (2, 0), (2, 1), (3, 2), (4, 0), (4, 2), (4, 3)]
+    assert [u[a] for a, _ in made] == pytest.approx(begun) and [u[b] for _, b in made] == pytest.approx(ended)
+    for k, (a, b) in enumerate(made):
+        rows = torch.arange(12 * k, 12 * (k + 1))
+        alone = TrajectoryKL(times=law, num_steps=2 * (a - b)).taught(oracle, jumps[rows], 0)[1]
+        assert torch.allclose(alone, q[rows], atol=1e-6) and torch.equal(jumps.tokens[rows], tokens)
+        assert a < 4 or torch.equal(jumps.x_t[rows], noise)
+
+
+def test_jumps_count_as_samples_and_the_loss_does_not_depend_on_slices():
+    objective, model = TrajectoryKL(0.0, num_steps=4, jumps=2, boundary=1.0, t_min=0.05), network()
+    batch, rows = TokenStates(TOKENS), torch.arange(6)
+    whole = objective(model, batch, rng=Rng(0, rows), step=0)
+    halves = [objective(model, batch[half], rng=Rng(0, half), step=0) for half in rows.split(3)]
+    assert torch.allclose(whole.sum, halves[0].sum + halves[1].sum)
+    total, count = whole.metrics["few_step_kl"]
+    assert float(count) == 3 * float(whole.count) and torch.allclose(total, whole.few_step)
 
 
 def test_a_trajectorys_steps_are_even_in_the_laws_shares():
@@ -179,10 +198,9 @@ def test_a_trajectorys_steps_are_even_in_the_laws_shares():
             return super().logits(x_t, t, s, context)
 
     tokens, x, t = fixed(oracle := Listening(), 6, 1.0)
-    TrajectoryKL(times=law, num_steps=4).target(oracle, NoisedTokens(tokens, x, t, torch.zeros_like(t), None, t), 0)
-    assert asked == pytest.approx(
-        law.time_of(torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)).tolist(), abs=1e-6
-    )
+    TrajectoryKL(times=law, num_steps=4).taught(oracle, NoisedTokens(tokens, x, t, torch.zeros_like(t), None, t), 0)
+    quarters = law.time_of(torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)).tolist()
+    assert asked == pytest.approx(quarters, abs=1e-6)
 
 
 def test_the_first_steps_are_the_denoisers_alone():

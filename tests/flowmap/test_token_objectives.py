@@ -288,7 +288,7 @@ def test_off_the_diagonal_the_gradient_is_that_of_cross_entropy_to_a_fixed_targe
     x, on_diagonal = objective.noised(model, batch, rng, 0)
     assert not on_diagonal.any() and (x.s <= x.t).all()
     fixed = copy.deepcopy(model)
-    q = objective.target(fixed, x, 0).detach()
+    q = objective.taught(fixed, x, 0)[1].detach()
     loss = -(q * model.logits(x.x_t.detach(), x.t, x.s, x.context).log_softmax(-1)).sum()
     expected = torch.autograd.grad(loss, parameters)
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(got, expected, strict=False))
@@ -338,7 +338,7 @@ def test_a_middle_at_either_end_is_one_jump(gamma):
     model, batch = network_map(), with_context()
     objective = ProgressiveKL(0.0, gamma=gamma)
     x, _ = objective.noised(model, batch, Rng(0, torch.arange(48)), 0)
-    q, p = objective.target(model, x, 0), model.logits(x.x_t, x.t, x.s, x.context).softmax(-1)
+    q, p = objective.taught(model, x, 0)[1], model.logits(x.x_t, x.t, x.s, x.context).softmax(-1)
     assert (q >= 0).all() and torch.isfinite(objective.divergence(model, model, x, 0)[0]).all()
     if gamma < 1:
         inside = x.s > objective.t_min
@@ -350,7 +350,7 @@ def test_the_weight_is_the_published_one():
     objective = ProgressiveKL(0.0, power=0.5, floor=1e-6)
     x, _ = objective.noised(model, batch, rng, 0)
     error, weight = objective.divergence(model, model, x, 0)
-    q, p = objective.target(model, x, 0), model.logits(x.x_t, x.t, x.s, x.context).softmax(-1)
+    q, p = objective.taught(model, x, 0)[1], model.logits(x.x_t, x.t, x.s, x.context).softmax(-1)
     assert torch.allclose(weight, ((q - p).square().sum((1, 2)) + 1e-6).rsqrt(), rtol=1e-4)
     assert torch.allclose(objective(model, batch, rng=rng, step=0).sum, (weight * error).sum())
     assert not weight.requires_grad and torch.equal(batch.count, torch.tensor(96.0))
@@ -360,7 +360,7 @@ def test_a_target_of_the_linear_form_stays_in_the_simplex_for_a_wrong_map():
     model, batch, rng = SixHands((2.0, -3.0, 1.0, 0.5)), TokenStates(hands(BATCH)), Rng(0, torch.arange(BATCH))
     for objective in (EulerianKL(0.0), LagrangianKL(0.0), EulerianKL(0.0, form="log"), LagrangianKL(0.0, form="log")):
         x, _ = objective.noised(model, batch, rng, 0)
-        q = objective.target(model, x, 0)
+        q = objective.taught(model, x, 0)[1]
         assert (q >= 0).all() and torch.allclose(q.sum(-1), torch.ones_like(q[..., 0]))
         assert (x.s > 0.99 * objective.t_min).all()
 

@@ -130,6 +130,10 @@ class TokenObjective(Objective):
         """(t, s) off the diagonal."""
         return ordered_pair(self.times, rng, count)
 
+    def taught(self, teacher: Any, x: NoisedTokens, step: int) -> tuple[NoisedTokens, Tensor]:
+        """The jumps that are drawn to q, and q; called without gradients."""
+        return x, self.target(teacher, x, step)
+
     def target(self, teacher: Any, x: NoisedTokens, step: int) -> Tensor:
         """q, (rows, N, V); called without gradients. teacher: the averaged network, or the model itself."""
         raise NotImplementedError
@@ -153,7 +157,7 @@ class TokenObjective(Objective):
             part = x[few]
             error, weight = self.divergence(asked(model, part.told), asked(teacher or model, part.told), part, step)
             few_step = (weight * error).sum()
-            metrics["few_step_kl"] = (error.sum().detach(), batch[few].count)
+            metrics["few_step_kl"] = (error.sum().detach(), batch[few].count * (len(error) // len(few)))
         return Loss(total + few_step, batch.count, metrics, statistics, few_step)
 
     def local_error(self, model: Any, x: NoisedTokens, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,10 +203,10 @@ class TokenObjective(Objective):
         return NoisedTokens(batch.tokens, x_t, t, s, batch.context, u, told), on_diagonal.to(t.device)
 
     def divergence(self, model: Any, teacher: Any, x: NoisedTokens, step: int) -> tuple[Tensor, Tensor]:
-        """(Σ_l KL(q^l ‖ p^l), w), (rows,) each."""
+        """(Σ_l KL(q^l ‖ p^l), w), (rows,) each; some objectives make equally many jumps of every row."""
         x = replace(x, x_t=x.x_t.detach())
         with torch.no_grad():
-            q = self.target(teacher, x, step)
+            x, q = self.taught(teacher, x, step)
         with model.codebook.held():
             logits = model.logits(x.x_t, x.t, x.s, x.context)
         return kl(q, logits), self.weight(q, logits)

@@ -8,6 +8,7 @@ few-step map comes back into its target. The price is n calls of the network whe
 what n steps of DDIM leave of the flow's curvature. Between two u_i lie equal shares of the times that training looks at.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,41 +17,42 @@ from torch import Tensor
 from flowmap.objectives.tokens.base import NoisedTokens
 from flowmap.objectives.tokens.kl_psd import WholeJumps
 from flowmap.path import expand
-from flowmap.rng import Rng
 
 
 class TrajectoryKL(WholeJumps):
-    """num_steps: n. jumps: greatest number of jumps, a power of two, that a text is to be written in: off the diagonal every draw is
-    one of the 1, 2, 4, … jumps of equal shares that samplers on the grid "clock" make; None: of any length."""
+    """num_steps: n. jumps: J, a power of two that divides n: a trajectory teaches its way in 1, 2, 4, … and J jumps of equal shares,
+    those that a sampler makes on the grid "clock", from where the teacher stood."""
 
-    def __init__(self, *args: Any, num_steps: int = 8, jumps: int | None = None, **more: Any) -> None:
+    def __init__(self, *args: Any, num_steps: int = 8, jumps: int = 1, **more: Any) -> None:
         super().__init__(*args, **more)
         if num_steps < 1:
             raise ValueError(f"num_steps {num_steps}: a trajectory has 1 at least")
-        if jumps is not None and (jumps < 1 or jumps & (jumps - 1)):
-            raise ValueError(f"jumps {jumps} must be a power of two")
+        if jumps < 1 or jumps & (jumps - 1) or num_steps % jumps:
+            raise ValueError(f"jumps {jumps} must be a power of two that divides num_steps {num_steps}")
         self.num_steps, self.jumps = num_steps, jumps
 
-    def pair(self, rng: Rng, count: int, step: int) -> tuple[Tensor, Tensor]:
-        if self.jumps is None:
-            return super().pair(rng, count, step)
-        n = 2.0 ** (rng.uniform("jumps", count, dtype=torch.float64) * self.jumps.bit_length()).floor()
-        left = n - (rng.place("t", count) * n).floor()  # shares of the law that are still to go
-        t, s = (self.times.time_of(share / n).float() for share in (left, left - 1))
-        return torch.where(left == n, 1.0, t), torch.where(left == 1, 0.0, s)
-
-    def target(self, teacher, x: NoisedTokens, step):
+    def taught(self, teacher, x, step):
         local, at, now = self.local(teacher), x.x_t, x.t
         begin, end = (self.times.share_below(time) for time in (x.t, x.s))
-        q: Any = 0.0
-        for i in range(1, self.num_steps + 1):
+        lengths = [self.num_steps >> k for k in range(self.jumps.bit_length())]  # steps to a jump
+        ways: dict[
+            int, tuple[Tensor, Tensor, Any]
+        ] = {}  # by them: where the jump that is under way began, and its q so far
+        jumps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for i in range(self.num_steps):
             z = local.logits(at, now, now, x.context)
             p = z.softmax(-1)
-            after = x.s if i == self.num_steps else self._between(x, begin, end, i / self.num_steps)
-            q = p if i == 1 else torch.lerp(p, q, self._kept(x.t, now, after, p))
-            if i < self.num_steps:
+            after = x.s if i + 1 == self.num_steps else self._between(x, begin, end, (i + 1) / self.num_steps)
+            for length in lengths:
+                from_, t, q = (at, now, p) if i % length == 0 else ways[length]
+                ways[length] = from_, t, torch.lerp(p, q, self._kept(t, now, after, p))
+                if (i + 1) % length == 0:
+                    jumps.append((from_, t, after, ways[length][-1]))
+            if i + 1 < self.num_steps:
                 at, now = local.path.jump(at, local.codebook.expected(z), now, after), after
-        return q
+        from_, t, s, q = (torch.cat(part) for part in zip(*jumps, strict=True))
+        rows = torch.arange(len(x.t), device=q.device).repeat(len(jumps))
+        return replace(x[rows], x_t=from_, t=t, s=s), q
 
     def _between(self, x: NoisedTokens, begin: Tensor, end: Tensor, way: float) -> Tensor:
         """The time at which this share of the way from t to s, counted in the law's own shares, is behind."""
