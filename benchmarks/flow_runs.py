@@ -115,7 +115,8 @@ def by_calls(
     run: FlowRun, calls: Sequence[int], seed: int, warp: Warp | None = None, block_steps: Sequence[int] = (1, 2, 4, 8)
 ) -> Iterator[Sampling]:
     """The measured ways of the model to write, steps ending where its training looked equally often. Whole windows: at so many calls of its network a sample, by every sampler, and where
-    it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block. Where there is a
+    it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block, as many as it has
+    tokens at most. Where there is a
     decoder of its own, by the nearest codes too, which draw nothing: at temperature 0 alone."""
     lengths, all_passes = run.model.config.block_lengths or [None], passes_of(run.model)
     nearest = getattr(run.model.config, "rounding", None) and warp is not None and warp.temperature == 0
@@ -124,7 +125,8 @@ def by_calls(
         grid = "clock" if getattr(run.model.config, "clock", None) else None
         once = False if passes < max(all_passes) else None
         asked = SimpleNamespace(block=length, self_conditioning=once, grid=grid, decoder=decoder)
-        steps = run.model.grids(block_steps) if length else grids_of(run.model, calls, passes)
+        of_block = [n for n in block_steps if length and n <= length]
+        steps = run.model.grids(of_block) if length else grids_of(run.model, calls, passes)
         yield from samplings(run, steps, sampler, warp, seed, asked)
 
 

@@ -7,8 +7,8 @@
 
 A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from, all of them together on BUDGET
 windows at most; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
-a model of blocks at every length); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2,
-4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length. The judge is
+a model of blocks at every length, in as many calls together); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2,
+4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length that has as many tokens. The judge is
 the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. A frozen
 teacher writes in 16 calls beside its map. Two commands at once must not both train the judge. Cells and the plot lie in benchmarks/results/flow-text/, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
 """
@@ -76,8 +76,7 @@ def main() -> None:
         if args.orderings:
             wanted = list(needed())
         for (preset, own), seed in product(wanted, args.seeds):
-            budget = min(BUDGET[on], largest([preset]))
-            planned = Planned(preset, args.runs / on, seed, partial(fields_of, on), own, everywhere, budget)
+            planned = planned_on(on, preset, seed, args.runs, own, everywhere)
             if made := text_cell(on, planned, command, args.kept):
                 print(f"{on} {planned.name}", flush=True)
             found += made
@@ -90,6 +89,14 @@ def main() -> None:
         if not args.presets:  # a picture is of the whole plan
             name = "-".join(["quality", *args.on, *["orderings"] * args.orderings, *args.all, *args.set])
             plot(found, RESULTS / f"{name.replace('/', '-')}.svg")
+
+
+def planned_on(
+    on: str, preset: str, seed: int, runs: Path, variant: dict[str, Any], everywhere: dict[str, Any]
+) -> Planned:
+    """A preset's training on a text, and those before it, within the budget of all."""
+    budget = min(BUDGET[on], largest([preset]))
+    return Planned(preset, runs / on, seed, partial(fields_of, on), variant, everywhere, budget)
 
 
 def fields_of(on: str, preset: str) -> dict[str, Any]:
@@ -116,7 +123,9 @@ def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list
         run = load_flow(str(folder))
         bounds: list[dict[str, Any]] = []
         if not getattr(run.model.map, "finishes", False):  # codes of whole windows have no bound over a table
-            bounds, _ = measure_flow(run, SimpleNamespace(**{**vars(BOUND), "blocks": run.model.config.block_lengths}))
+            lengths = run.model.config.block_lengths
+            calls = NETWORK_CALLS // len(lengths or [None])  # in all, whatever the number of lengths
+            bounds, _ = measure_flow(run, SimpleNamespace(**{**vars(BOUND), "blocks": lengths, "calls": calls}))
         prompts = held_out_prompts(run, NUM, 0, run.model.config.length)
         rows = [
             row

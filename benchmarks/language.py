@@ -13,7 +13,6 @@ every number of calls. Cells lie in benchmarks/results/language/; `leaplm report
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 from benchmarks.cells import cell
 from benchmarks.flow import RESULTS as SUITES
 from benchmarks.flow_runs import Planned
-from benchmarks.flow_text import BUDGET, fields_of
+from benchmarks.flow_text import planned_on
 from eval.baseline_likelihood import ESTIMATOR
 from eval.records import read_records, record
 from eval.refinement import Z, paired_slope, slope_of_means, slope_record, way
@@ -55,7 +54,7 @@ def main() -> None:
     command = ["python", "-m", "benchmarks.language", *sys.argv[1:]]
     found = []
     for preset, task, seed in product(args.presets, args.tasks, args.seeds):
-        planned = Planned(preset, args.runs / args.on, seed, partial(fields_of, args.on), {}, budget=BUDGET[args.on])
+        planned = planned_on(args.on, preset, seed, args.runs, {}, {})
         if made := language_cell(args.on, planned, task, args.limit or LIMITS[task], command, args.kept):
             print(f"{task} {planned.name}", flush=True)
         found += made

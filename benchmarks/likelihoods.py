@@ -21,7 +21,6 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +30,7 @@ import torch
 
 from benchmarks.cells import cell, settings
 from benchmarks.flow_runs import Planned
-from benchmarks.flow_text import BUDGET, fields_of
+from benchmarks.flow_text import BUDGET, planned_on
 from eval.flow import FlowRun, load_flow
 from eval.flow_perplexity import Estimators, asked_as_trained, estimator_of, measure_flow
 from eval.flow_records import Request
@@ -70,12 +69,7 @@ def main() -> None:
     command, variant = ["python", "-m", "benchmarks.likelihoods", *sys.argv[1:]], settings(args.set)
     found = []
     for on, preset, seed in product(args.on, args.presets, args.seeds):
-        made = bounds_cell(
-            on,
-            Planned(preset, args.runs / on, seed, partial(fields_of, on), variant, {}, BUDGET[on]),
-            command,
-            args.kept,
-        )
+        made = bounds_cell(on, planned_on(on, preset, seed, args.runs, variant, {}), command, args.kept)
         if made:
             print(f"{on} {preset} seed {seed}", flush=True)
         found += made

@@ -1,8 +1,8 @@
 """The orderings that published flow language models claim against their own ablations, as pairs of cells of benchmarks.flow_text.
 
 A row says which of two trainings its source found better, and by what they are compared here: the bound in nats a token, or the
-judge's NLL of samples at an entropy that both sides' have, in so many calls of the network. Shared sizes, budget and seeds; one name or
-one preset differs.
+judge's NLL of samples at an entropy that both sides' have, in so many calls of the network. Shared sizes, seeds and windows, but
+that models of blocks read a third of them, each twice; one name or one preset differs.
 """
 
 import math
@@ -67,8 +67,8 @@ ORDERINGS = (
     Ordering("block-flow", "autoregressive before blocks", ("flow-ar", {}), ("flow-block-flow", {})),
     Ordering("mdlm", "blocks before whole windows", ("flow-bd3lm", {}), ("flow-mdlm", {})),
     Ordering("mdlm", "autoregressive before blocks", ("flow-ar", {}), ("flow-bd3lm", {})),
-    Ordering("leap", "the denoiser's trajectories before the map's own two jumps", ("flow-leap", {}), ("flow-leap", {"flow__objective": "kl-psd", "flow__options__jumps": None, "flow__options__num_steps": None}), 4, JUMPS),
-    Ordering("leap", "jumps that are made before jumps of any length", ("flow-leap", {}), ("flow-leap", {"flow__options__jumps": None, "flow__options__boundary": 0.0625}), 4, JUMPS),
+    Ordering("leap", "the denoiser's trajectories before the map's own two jumps", ("flow-leap", {}), ("flow-leap", {"flow__objective": "kl-psd", "flow__options__jumps": None, "flow__options__num_steps": None, "flow__options__boundary": 0.0625, "flow__options__diagonal": 0.25}), 4, JUMPS),
+    Ordering("leap", "jumps that are made before jumps of any length, of equal cost", ("flow-leap", {}), ("flow-leap", {"flow__options__jumps": None, "flow__options__boundary": 0.0625, "flow__options__diagonal": 0.85}), 4, JUMPS),
     Ordering("leap", "the denoiser first before both at once", ("flow-leap", {}), ("flow-leap", {"flow__denoiser_first": 0.0}), 4, JUMPS),
     Ordering("leap", "times (and steps) that follow cross-entropy before even ones", ("flow-leap", {}), ("flow-leap", UNIFORM), 4, JUMPS),
 )  # fmt: skip

@@ -95,7 +95,7 @@ def planned(on: str, kind: str, seed: int, variant: dict[str, Any]) -> RunConfig
     if kind != "blocks":
         config.flow = replace(config.flow, block_lengths=[], noise="sample")
     if kind == "autoregressive":
-        config.flow = replace(config.flow, objective="autoregressive", options={})
+        config.flow = replace(config.flow, objective="autoregressive", options={}, denoiser_first=0.0)
     config.flow = replace(config.flow, name=kind)
     return config
 

@@ -72,13 +72,15 @@ def samplings(
     seed: int = 0,
     asked: Any = None,
 ) -> list[Sampling]:
-    """One for each number of steps that the model can take. sampler: default the one that it was saved with. asked: has OPTIONS, None where
+    """One for each number of steps that the model can take. sampler and grid: default those that it was saved with. asked: has OPTIONS, None where
     nothing was asked for."""
     told = {
         own: value
         for name, own in OPTIONS.items()
         if (value := getattr(asked, name, None)) not in (None, NEUTRAL.get(name))
     }
+    if "delay" not in told and (grid := grid_of(run)):
+        told.setdefault("grid", grid)
     extras = run.model.generation_config_class.extras
     if "block_length" in told and not run.model.config.block_lengths:
         raise ValueError(f"{run.name} writes whole windows: leave --block out, and set --steps")
@@ -89,6 +91,11 @@ def samplings(
     if sampler not in samplers:
         raise ValueError(f"--sampler {sampler}: {run.name} knows {', '.join(samplers)}")
     return [Sampling(n, sampler, warp or Warp(), seed, told) for n in run.model.grids(steps)]
+
+
+def grid_of(run: FlowRun) -> str | None:
+    """That of the jumps which its training taught; None: even."""
+    return getattr(run.model.generation_config, "grid", None)
 
 
 def load_flow(run: str, device: torch.device | None = None) -> FlowRun:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eval.baseline_likelihood import ESTIMATOR, score_windows
 from eval.certificate import Certificate, of_score
-from eval.flow import FlowRun
+from eval.flow import FlowRun, grid_of
 from eval.flow_records import Made, Request, flow_records
 from eval.flow_text import freed, scored_text
 from flowlm.likelihood import (
@@ -193,7 +193,8 @@ class Estimators:
         return fit_grid(self.curve, steps), False
 
     def _sampler(self, states: TokenStates, rng: Rng, steps: int, listed: bool) -> Made:
-        law = FewStep(self.map, steps, self.asked.sampler)
+        clock = grid_of(self.run) == "clock"
+        law = FewStep(self.map, steps, self.asked.sampler, self.run.model.clock_times(steps) if clock else None)
         if listed and self.asked.block is None:
             return Made(together(law, states, self.asked.seed, self.asked.draws), steps, law.nfe)
         end = float(self.curve.edges[self.curve.end(ODE_SLACK)])

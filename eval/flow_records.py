@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eval.certificate import Certificate
-from eval.flow import FlowRun
+from eval.flow import FlowRun, grid_of
 from eval.flow_text import Scored
 from eval.likelihood import standard_error
 from eval.records import record
@@ -57,7 +57,7 @@ def flow_records(run: FlowRun, made: Made, text: Scored, asked: Request) -> list
     contract = {
         "estimator": asked.estimator, "steps": score.details.get("steps") if made.steps is None else made.steps, "nfe": score.nfe if made.nfe is None else made.nfe * text.blocks, "calls": score.nfe,
         "dtype": "float32", "ema": run.ema, "context": run.model.config.length,
-        **({"sampler": asked.sampler, "decoder": "softmax"} if asked.estimator == "sampler" else {}),
+        **({"sampler": asked.sampler, "decoder": "softmax", "grid": grid_of(run)} if asked.estimator == "sampler" else {}),
         **({} if asked.block is None else {"block": asked.block, "num_blocks": text.blocks}),
         **({"state": "zero"} if asked.from_zero else {}),
         **({"told": True} if made.told else {}),

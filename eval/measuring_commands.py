@@ -67,7 +67,7 @@ def probe(argv: list[str]) -> None:
         order: Literal["left-to-right", "right-to-left", "random"] | None = None
         """with --delay: which tokens start first, default left-to-right"""
         grid: Literal["even", "clock"] | None = None
-        """flow language models: steps of one length in time (default), or between which training looked equally often"""
+        """flow language models: steps of one length in time, or between which training looked equally often, default as it taught: even"""
         guidance: float = 1.0
         """flow language models whose prompts were dropped now and then: classifier-free guidance, at twice the calls; 1 is none"""
 

@@ -43,6 +43,7 @@ def quantiles(objective: Any, path: Any) -> list[float] | None:
     law = getattr(getattr(objective, "objective", objective), "times", None)
     if law is None or isinstance(law, Uniform):
         return None
-    u = torch.linspace(0, 1, POINTS, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+    own = next(iter((*law.parameters(), *law.buffers())), torch.zeros(()))  # a law's own numbers say where it stands
+    u = torch.linspace(0, 1, POINTS, dtype=torch.float64, device=own.device).clamp(1e-9, 1 - 1e-9)
     times = law.time_of(u) if isinstance(law, TimeLaw) else law.draw(path, u).t
     return [*times.double().sort().values[:-1].clamp(0, 1).tolist(), 1.0]

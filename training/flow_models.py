@@ -17,6 +17,7 @@ from flowlm.model import FlowLM, FlowLMConfig
 from flowmap.objectives import Objective
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES, AncestralBound
 from flowmap.objectives.tokens.decoded import DecodedEndpoint
+from flowmap.times import Uniform
 
 if TYPE_CHECKING:  # its fields alone are read
     from training.map_fields import FlowConfig
@@ -55,6 +56,8 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
     objective.check_path(model.map.path)
     if denoises_alone(objective):
         model.generation_config.sampler = "ddim"  # type: ignore[attr-defined]
+    if getattr(objective, "jumps", 1) > 1 and not isinstance(objective.times, Uniform):
+        model.generation_config.grid = "clock"  # type: ignore[attr-defined]  # the jumps that it was taught
     return model
 
 

@@ -1,8 +1,8 @@
 """What a training will hold in memory, before it begins: `leaplm train PRESET --plan`.
 
 Weights, gradients, moments and averages follow from their shapes. What autograd keeps between the forward and the backward
-pass is counted: on one group of samples and on two, through hooks on every tensor that is saved, each storage once and
-weights not at all. It grows by the same for every sample more. What a pass needs for a moment beside that is not in the
+pass is counted: on one group of samples and on a few, as they are in the training's last step, through hooks on every tensor that
+is saved, each storage once and weights not at all. It grows by the same for every sample more, or does so in the mean where samples are drawn to different tasks. What a pass needs for a moment beside that is not in the
 plan, nor is the C library's or the GPU allocator's own waste.
 """
 
@@ -23,6 +23,8 @@ from training.slices import SliceLoss
 from training.tasks import build
 
 MIB = 2**20
+COUNTED = 16
+"""Groups of samples, at most."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class MemoryPlan:
 
 
 def plan_memory(config: RunConfig) -> MemoryPlan:
-    """Makes the model and the data, and no more of the training than the gradient graph of two groups."""
+    """Makes the model and the data, and no more of the training than the gradient graph of a few groups."""
     config = override(config, trunk__cache_states=False)  # read by the trunk here, which holds no less
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device, plan = accelerator.device, config.training
@@ -99,8 +101,9 @@ def plan_memory(config: RunConfig) -> MemoryPlan:
         module.teach(teacher.module)
     slices = plan.accumulation
     samples, group = plan.batch_size // (accelerator.num_processes * slices), task.objective.group_size
-    one, two = (_kept(module, task, size, plan.batch_size, device) for size in (group, 2 * group))
-    each = (two - one) // group
+    few = max(2, min(COUNTED, samples // group))
+    one, more = (_kept(module, task, n * group, config, device) for n in (1, few))
+    each = (more - one) // ((few - 1) * group)
     return MemoryPlan(
         parameters=sum(p.numel() for p in module.parameters()),
         trained=sum(p.numel() for p in trained),
@@ -129,10 +132,10 @@ def print_plan(config: RunConfig) -> None:
     raise ValueError(f"{plan.total / MIB:,.0f} MiB do not fit in {plan.free / MIB:,.0f} MiB: {mend}")
 
 
-def _kept(module: SliceLoss, task: Any, size: int, batch_size: int, device: torch.device) -> int:
+def _kept(module: SliceLoss, task: Any, size: int, config: RunConfig, device: torch.device) -> int:
     """Bytes that autograd keeps for the backward pass of a slice of so many samples."""
-    samples = torch.arange(size)
-    spread = batch_size if task.objective.low_discrepancy else None
+    samples, last = torch.arange(size), config.training.steps - 1
+    spread = config.training.batch_size if task.objective.low_discrepancy else None
     batch, rng = task.train.batch(0, samples).to(device), Rng(task.train_seed, samples.to(device), 0, spread)
     own = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
@@ -144,9 +147,9 @@ def _kept(module: SliceLoss, task: Any, size: int, batch_size: int, device: torc
         return x
 
     if task.begin:
-        task.begin(0)
+        task.begin(last)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = module(batch, rng, 0)
+        loss = module(batch, rng, last)
     del loss  # until here every storage lives, so that no two share an address
     return sum(kept.values())
 

@@ -54,7 +54,7 @@ TEMPERATURES = (0.0, 0.7, 1.0)
 NETWORK_CALLS, FITTED = 32, 256
 """Calls of the network for a scored window; windows that clocks are fitted on."""
 PACE = 10_000
-"""Steps that an objective is to think there are in a training of any length."""
+"""Steps that an objective is to think there are in a training of any length, which is one of minutes: shares of them are of the time."""
 
 
 def main() -> None:

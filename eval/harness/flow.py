@@ -87,7 +87,7 @@ class LeapFlow(HarnessModel):
             told["decoder"] = run.model.decoder(decoder)
         elif decoder not in (None, "softmax"):
             raise ValueError(f"decoder {decoder!r}: {run.name} draws from its softmax, leave it out")
-        self.sampling = replace(self.sampling, options=told)
+        self.sampling = replace(self.sampling, options=self.sampling.options | told)
         own = run.config.get("data") or {}
         begins = bool(own.get("suite") or own.get("cases"))
         self.windows = Windows.of(config, self.eot_token_id, begins, self.block)

@@ -38,18 +38,19 @@ class Law(Protocol):
 
 @dataclass(frozen=True)
 class FewStep:
-    """sampler: of `flowmap.samplers`, on an even grid of times."""
+    """sampler: of `flowmap.samplers`. times: of its steps, as of `writing.Refinement`; default even."""
 
     model: Denoiser
     steps: int = 1
     sampler: str = "pushforward"
+    times: tuple[float, ...] | None = None
 
     @property
     def nfe(self) -> int:
         return (self.steps + (self.sampler == "heun") * (self.steps - 1)) * passes(self.model)
 
     def last(self, z: Tensor, rng: Rng, context: Any = None) -> Tensor:
-        return Refinement(self.steps, self.sampler).last_logits(
+        return Refinement(self.steps, self.sampler, times=self.times).last_logits(
             Draft(cast(TokenMap, self.model), context, None), z, rng
         )
 

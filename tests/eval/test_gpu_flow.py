@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("preset", flow.PRESETS)
 def test_every_preset_is_trained_scored_and_judged(preset, data, tmp_path, monkeypatch):
     out = tmp_path / "out.json"
-    small = "--steps 3 --width 16 --depth 1 --length 16 --batch 8 --windows 6 --num 4 --minutes 60"
+    small = "--steps 5 --width 16 --depth 1 --length 16 --batch 8 --windows 6 --num 4 --minutes 60"
     monkeypatch.setattr(flow, "FITTED", 24)
     monkeypatch.setattr(
         sys, "argv", ["flow", "--data", str(data), "--out", str(out), "--presets", preset, *small.split()]

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra eval is not here")
 
-from benchmarks import flow_runs, language
+from benchmarks import flow_runs, flow_text, language
 from training.config import load_preset, override
 
 SMALL = {"training__steps": 4, "training__batch_size": 4, "training__evaluate_every": 4}
@@ -32,7 +32,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(language, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(language, "SUITES", tmp_path / "suites")
     monkeypatch.setattr(language, "CALLS", (1, 2))
-    monkeypatch.setattr(language, "BUDGET", {"characters": 16})
+    monkeypatch.setattr(flow_text, "BUDGET", {"characters": 16})
     return tmp_path
 
 

@@ -10,7 +10,6 @@ from tests.eval.test_flow_text_benchmark import small  # noqa: F401  # a fixture
 
 def test_a_cell_says_of_every_estimator_what_it_is_and_what_it_took(small, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(likelihoods, "RESULTS", small / "results")
-    monkeypatch.setattr(likelihoods, "BUDGET", {"characters": 16})
     monkeypatch.setattr(
         likelihoods, "SIZES", {name: {"windows": 2, "calls": 12, "fit": 4} for name in likelihoods.SIZES}
     )

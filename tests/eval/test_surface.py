@@ -10,6 +10,8 @@ from benchmarks import surface
 from eval.pictures import beside
 from eval.records import record
 from eval.surface import ENDLESS, by_block, levels, surface_sections
+from training.flow_models import OBJECTIVES
+from training.flow_start import denoise_first
 
 
 def nll(value, subject="flow", estimator="k-step", kind="bound", seed=0, on="words", **contract):
@@ -35,6 +37,15 @@ RECORDS = [
     timed(3000.0, block=4, steps=2),
     timed(2000.0, subject="ar"),
 ]
+
+
+@pytest.mark.parametrize("on", surface.PLAN)
+def test_the_three_models_of_a_plan_differ_in_their_outer_loop_alone(on):
+    for kind in ("blocks", "whole", "autoregressive"):
+        plan = surface.planned(on, kind, 0, {}).flow
+        objective = OBJECTIVES[plan.objective]() if kind == "autoregressive" else OBJECTIVES[plan.objective](0.5)
+        denoise_first(objective, plan.denoiser_first, 10)
+        assert bool(plan.block_lengths) == (kind == "blocks")
 
 
 def test_a_line_a_block_length_and_a_point_a_number_of_steps():

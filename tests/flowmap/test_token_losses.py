@@ -24,7 +24,7 @@ from flowmap.objectives.tokens import (
     TrajectoryKL,
     VariationalBound,
 )
-from flowmap.objectives.tokens.base import NoisedTokens
+from flowmap.objectives.tokens.base import NoisedTokens, kl
 from flowmap.path import LinearPath
 from flowmap.rng import Rng
 from flowmap.schedule import DecodeError
@@ -186,6 +186,17 @@ def test_jumps_count_as_samples_and_the_loss_does_not_depend_on_slices():
     assert torch.allclose(whole.sum, halves[0].sum + halves[1].sum)
     total, count = whole.metrics["few_step_kl"]
     assert float(count) == 3 * float(whole.count) and torch.allclose(total, whole.few_step)
+
+
+def test_a_row_that_is_asked_twice_is_so_in_every_jump_of_its_way():
+    objective = TrajectoryKL(0.0, num_steps=4, jumps=2, boundary=1.0, t_min=0.05, self_conditioning=1.0)
+    model = network(self_conditioning=True)
+    x, _ = objective.noised(model, TokenStates(TOKENS), Rng(0, torch.arange(6)), 0)
+    error, _ = objective.divergence(model, TwoPass(model), x, 0)
+    jumps, q = objective.taught(TwoPass(model), x, 0)
+    p = TwoPass(model).logits(jumps.x_t, jumps.t, jumps.s)
+    assert len(jumps.t) == 18 and torch.allclose(error, kl(q, p))
+    assert not torch.allclose(error, kl(q, model.logits(jumps.x_t, jumps.t, jumps.s)))
 
 
 def test_a_trajectorys_steps_are_even_in_the_laws_shares():

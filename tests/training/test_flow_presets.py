@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModel
 
 import flowlm  # noqa: F401  # registers the models
+from eval.flow import load_flow, samplings
 from tests.training.harness import SMALL
 from training.config import load_preset, override, preset_names
 from training.loop import train
@@ -17,6 +18,8 @@ CHARACTERS = sorted(
 
 TWO_TIMES = {"flow-block-flow", "flow-cfm", "flow-dfm-esd", "flow-dfm-psd", "flow-fmlm", "flow-forcing", "flow-leap"}
 """Those whose network is told where a jump lands."""
+TAUGHT_ON_THE_CLOCK = {"flow-leap", "flow-block-flow"}
+"""Those that write by the jumps that they were taught unless told another grid."""
 STAGES = {"flow-dfm": 0.85, "flow-dfm-psd": 0.15, "flow-dfm-esd": 0.15}
 """Of one training in two stages, the share of each."""
 OF_BLOCKS = {"flow-bd3lm", "flow-block-flow"}
@@ -62,6 +65,10 @@ def test_every_preset_of_characters_trains_and_writes(name, tiny, earlier, tmp_p
     model = AutoModel.from_pretrained(model_folder(tmp_path / "run"), dtype=torch.float32)
     told = {"flow-ar": "causal", "flow-mdlm": "ancestral", "flow-bd3lm": "ancestral"}
     assert model.generation_config.sampler == told.get(name, "pushforward" if name in TWO_TIMES else "ddim")
+    grid = "clock" if name in TAUGHT_ON_THE_CLOCK else None
+    assert getattr(model.generation_config, "grid", None) == grid
+    (how,) = samplings(load_flow(str(tmp_path / "run")), (2,))
+    assert how.options.get("grid") == grid
     out = model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=8, return_dict_in_generate=True)
     assert out.sequences.shape[1] <= 9 and out.nfe >= 1
 

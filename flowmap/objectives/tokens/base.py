@@ -155,7 +155,7 @@ class TokenObjective(Objective):
         statistics = self.times.statistics(x.t[local], metric, batch[local].counts) if alike else {}
         if len(few):
             part = x[few]
-            error, weight = self.divergence(asked(model, part.told), asked(teacher or model, part.told), part, step)
+            error, weight = self.divergence(model, asked(teacher or model, part.told), part, step)
             few_step = (weight * error).sum()
             metrics["few_step_kl"] = (error.sum().detach(), batch[few].count * (len(error) // len(few)))
         return Loss(total + few_step, batch.count, metrics, statistics, few_step)
@@ -203,12 +203,13 @@ class TokenObjective(Objective):
         return NoisedTokens(batch.tokens, x_t, t, s, batch.context, u, told), on_diagonal.to(t.device)
 
     def divergence(self, model: Any, teacher: Any, x: NoisedTokens, step: int) -> tuple[Tensor, Tensor]:
-        """(Σ_l KL(q^l ‖ p^l), w), (rows,) each; some objectives make equally many jumps of every row."""
+        """(Σ_l KL(q^l ‖ p^l), w), (rows,) each, or so many times as many as a row is made jumps of. model: by one pass; teacher: as x.told
+        says."""
         x = replace(x, x_t=x.x_t.detach())
         with torch.no_grad():
             x, q = self.taught(teacher, x, step)
         with model.codebook.held():
-            logits = model.logits(x.x_t, x.t, x.s, x.context)
+            logits = asked(model, x.told).logits(x.x_t, x.t, x.s, x.context)
         return kl(q, logits), self.weight(q, logits)
 
     def weight(self, q: Tensor, logits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from flowmap.codebook import in_full
 from flowmap.objectives.base import derivative
 from flowmap.objectives.tokens.base import NoisedTokens, TokenObjective
 from flowmap.path import expand
+from flowmap.self_conditioning import asked
 
 
 class CategoricalFlowMap(TokenObjective):
@@ -35,7 +36,7 @@ class CategoricalFlowMap(TokenObjective):
         error, weight = super().divergence(model, teacher, x, step)
 
         def g(*at):
-            return model.codebook.expected(model.logits(*at))
+            return model.codebook.expected(asked(model, x.told).logits(*at))
 
         with model.codebook.held():
             _, dg = derivative(g, (x.x_t.detach(), x.t, x.s), (None, 0.0, 1.0), x.context)

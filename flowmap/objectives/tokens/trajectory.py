@@ -21,7 +21,8 @@ from flowmap.path import expand
 
 class TrajectoryKL(WholeJumps):
     """num_steps: n. jumps: J, a power of two that divides n: a trajectory teaches its way in 1, 2, 4, … and J jumps of equal shares,
-    those that a sampler makes on the grid "clock", from where the teacher stood."""
+    those that a sampler makes on the grid "clock", from where the teacher stood. Each is drawn to its q as a sample's jump is: a way weighs
+    2J − 1 times what a sample does."""
 
     def __init__(self, *args: Any, num_steps: int = 8, jumps: int = 1, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -35,9 +36,7 @@ class TrajectoryKL(WholeJumps):
         local, at, now = self.local(teacher), x.x_t, x.t
         begin, end = (self.times.share_below(time) for time in (x.t, x.s))
         lengths = [self.num_steps >> k for k in range(self.jumps.bit_length())]  # steps to a jump
-        ways: dict[
-            int, tuple[Tensor, Tensor, Any]
-        ] = {}  # by them: where the jump that is under way began, and its q so far
+        ways: dict[int, tuple[Tensor, Tensor, Any]] = {}  # where the jump under way began, and its q so far
         jumps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for i in range(self.num_steps):
             z = local.logits(at, now, now, x.context)
