@@ -436,6 +436,10 @@ def test_wrong_options_are_one_line(config, tmp_path):
         settings = config(flow__objective="decoded")
         settings.flow.options.clear()
         train(settings, tmp_path / "run", build, quiet=True)
+    with pytest.raises(ValueError, match="flow.denoiser_first needs a few-step objective"):
+        settings = config(flow__objective="cross-entropy", flow__denoiser_first=0.5)
+        settings.flow.options.clear()
+        train(settings, tmp_path / "run", build, quiet=True)
     for more, what in (
         ({"flow__objective": "leap"}, "known are cross-entropy"),
         ({"flow__options": {"boundry": 1}}, "no option 'boundry'"),
@@ -459,7 +463,6 @@ def test_wrong_options_are_one_line(config, tmp_path):
         ({"flow__noise": "block"}, "needs block lengths"),
         ({"flow__learn_codes": False, "flow__codebook": "bits"}, "codes of bits are never learned"),
         ({"flow__decoder": "contextual", "flow__block_lengths": [3]}, "reads whole windows"),
-        ({"flow__objective": "cross-entropy", "flow__options": {}, "flow__denoiser_first": 0.5}, "few-step objective"),
     ):
         with pytest.raises(ValueError, match=what):
             train(config(**more), tmp_path / "run", build, quiet=True)
