@@ -436,7 +436,7 @@ def test_wrong_options_are_one_line(config, tmp_path):
         settings = config(flow__objective="decoded")
         settings.flow.options.clear()
         train(settings, tmp_path / "run", build, quiet=True)
-    with pytest.raises(ValueError, match="flow.denoiser_first needs a few-step objective"):
+    with pytest.raises(ValueError, match=r"flow\.denoiser_first needs a few-step objective"):
         settings = config(flow__objective="cross-entropy", flow__denoiser_first=0.5)
         settings.flow.options.clear()
         train(settings, tmp_path / "run", build, quiet=True)
