@@ -116,6 +116,13 @@ def test_a_samplers_law_spends_all_of_it(kind, steps):
         assert below > -4 * bound.monte_carlo * 100 / 6
 
 
+def test_a_samplers_law_is_that_of_the_times_it_steps_at():
+    even, own, same = (FewStep(made("random"), 2, times=times) for times in (None, (1.0, 0.2), (1.0, 0.5)))
+    found = [enumerated(law, STRINGS, seed=0, draws=200) for law in (even, own, same)]
+    assert of_score(found[1]).total == pytest.approx(1, abs=1e-4)
+    assert torch.equal(found[0].nats, found[2].nats) and (found[0].nats - found[1].nats).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("kind", ["oracle", "trained, few steps"])
 def test_noise_from_near_the_text_spends_no_more(kind):
     """P̂ itself is without bias: the strings' sum is, too."""
