@@ -350,28 +350,32 @@ def test_alpha_falls_from_one_to_nothing():
         AlphaFlow(lowest=0.0)
 
 
-def test_a_small_alpha_is_taken_in_full_precision():
-    """Where half precision's rounding would be divided by it."""
+def half_apart(objective):
+    """How far half precision takes the gradient of a transformer's parameters, over its norm."""
     torch.manual_seed(0)
     network = Backbone(BackboneConfig(state_size=4, width=32, depth=2, heads=2, time_scale=4.0))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     model, batch = FlowMap(network), StateBatch(torch.randn(64, 1, 4))
 
-    def gradient(alpha, half):
+    def gradient(half):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            flow = at_alpha(alpha)
-            loss = flow(model, batch, rng=Rng(0, torch.arange(64)), step=10**6)
-        return torch.cat(
-            [
-                g.flatten()
-                for g in torch.autograd.grad(loss.sum, list(network.parameters()), allow_unused=True)
-                if g is not None
-            ]
-        )
+            loss = objective(model, batch, rng=Rng(0, torch.arange(64)), step=10**6)
+        found = torch.autograd.grad(loss.sum, list(network.parameters()), allow_unused=True)
+        return torch.cat([g.flatten() for g in found if g is not None])
 
-    apart = [float((gradient(a, True) - gradient(a, False)).norm() / gradient(a, False).norm()) for a in (0.5, 0.02)]
-    assert apart[1] == 0 < apart[0] < 0.02
+    exact = gradient(False)
+    return float((gradient(True) - exact).norm() / exact.norm())
+
+
+def test_a_small_alpha_is_taken_in_full_precision():
+    """Where half precision's rounding would be divided by it."""
+    assert half_apart(at_alpha(0.02)) == 0 < half_apart(at_alpha(0.5)) < 0.02
+
+
+def test_fine_steps_back_are_taken_in_full_precision():
+    """Where half precision does not tell the two states apart."""
+    assert half_apart(InductiveMomentMatching(k=12)) == 0 < half_apart(InductiveMomentMatching(k=8))
 
 
 def test_alpha_flow_goes_over_to_mean_flow():
