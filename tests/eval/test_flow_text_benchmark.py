@@ -100,6 +100,41 @@ def test_nearest_codes_are_taken_once_where_nothing_is_drawn():
     assert own == {None, "nearest"} and all(found == {None} for found in decoders.values())
 
 
+def test_a_block_is_written_in_no_more_steps_than_it_has_tokens():
+    told = {
+        "vocab_size": 5,
+        "length": 8,
+        "codebook": "embedding",
+        "state_size": 4,
+        "block_lengths": [1, 4],
+        "noise": "block",
+    }
+    run = SimpleNamespace(
+        name="run", model=FlowLM(FlowLMConfig(backbone={"width": 16, "depth": 1, "heads": 2}, **told))
+    )
+    ways = flow_runs.by_calls(run, (1, 2, 4, 8, 16), 0)
+    found = {(way.options["block_length"], way.steps) for way in ways}
+    assert found == {(1, 1), (4, 1), (4, 2), (4, 4)}
+
+
+def test_all_block_lengths_share_the_calls_of_one_bound(small, monkeypatch):
+    asked = []
+
+    def noted(run, how):
+        asked.append((how.blocks, how.calls))
+        return [], None
+
+    monkeypatch.setattr(flow_text, "measure_flow", noted)
+    monkeypatch.setattr(flow_text, "quality", lambda rows, judge, on: [])
+    monkeypatch.setattr(
+        "sys.argv", ["flow_text", "--seeds", "0", "--runs", str(small / "runs"), "--presets", "flow-bd3lm", "flow-flm"]
+    )
+    flow_text.main()
+    (lengths, shared), (none, alone) = asked
+    assert len(lengths) > 1 and none is None
+    assert alone == flow_text.NETWORK_CALLS and shared == alone // len(lengths)
+
+
 def test_a_preset_and_those_before_it_read_one_budget_and_what_is_set_is_set_in_the_preset_alone(tmp_path):
     planned = flow_runs.Planned(
         "flow-fmlm", tmp_path, 0, flow_runs.as_it_is, {"flow__objective": "lsd"}, {"flow__width": 64}, 1200 * 64

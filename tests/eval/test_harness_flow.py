@@ -42,8 +42,8 @@ KINDS = {
 HOW = {"blocks": {"block": 2}, "masked-blocks": {"block": 2}}
 
 
-def model(folder, kind, words=WORDS, length=8, std=0.3, **more):
-    """std: of its weights; 0: as built, certain of nothing."""
+def model(folder, kind, words=WORDS, length=8, std=0.3, prepare=None, **more):
+    """std: of its weights; 0: as built, certain of nothing. prepare: what is done to it before it is saved."""
     torch.manual_seed(0)
     tokenizer = word_tokenizer([words])
     model_class, config_class, fields = KINDS[kind]
@@ -52,7 +52,13 @@ def model(folder, kind, words=WORDS, length=8, std=0.3, **more):
         vocab_size=len(tokenizer), length=length, bos_token_id=0, eos_token_id=0, backbone=BACKBONE, **fields
     )
     made = model_class(config)
+    if prepare:
+        prepare(made)
     return save(folder, loud(made, std) if std else made, tokenizer)
+
+
+def clocked(made):
+    made.generation_config.grid = "clock"
 
 
 def asked(*pairs):
@@ -332,6 +338,17 @@ def test_nearest_codes_are_written_without_a_contextual_decoder_and_said(tmp_pat
     assert texts[0] != texts[1] and texts[0] == drawn(near, ["c"] * 8, temperature=0.5)  # nothing is drawn
     with pytest.raises(ValueError, match="the decoder nearest, whose law has no bound here"):
         near.loglikelihood(asked(("a", " b")), True)
+
+
+def test_jumps_end_where_training_taught_them_to(tmp_path):
+    """With and without an option of one's own beside; what is written at other times is another text."""
+    plain = LeapFlow(model(tmp_path / "even", "flow", clock=[0.0, 0.02, 0.05, 1.0]), steps=3)
+    taught = LeapFlow(model(tmp_path / "clock", "flow", clock=[0.0, 0.02, 0.05, 1.0], prepare=clocked), steps=3)
+    beside = LeapFlow(str(tmp_path / "clock"), steps=3, decoder="softmax")
+    assert plain.sampling.options.get("grid") is None
+    assert taught.sampling.options["grid"] == beside.sampling.options["grid"] == "clock"
+    even, clock, again = (drawn(lm, ["a b"] * 20) for lm in (plain, taught, beside))
+    assert clock == again != even
 
 
 def test_a_function_of_ones_own_scores(tmp_path):
