@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from flowlm.likelihood import FewStep, enumerated
 from tests.training.harness import SMALL
 from training.config import load_preset, override
 from training.loop import train
+from training.run_dir import model_folder
 from training.tasks import build
 
 TINY = {"flow__width": 16, "flow__depth": 1, "flow__heads": 2, "training__batch_size": 32, **SMALL}
@@ -70,6 +72,21 @@ def test_no_step_at_all_is_the_cross_entropy_of_independent_tokens(runs, tmp_pat
     found = records(runs, "poker", tmp_path, "--estimator", "k-step", "--steps", "0,1")
     assert [(r["contract"]["steps"], r["contract"]["nfe"]) for r in found if r["metric"] == "nll"] == [(0, 1), (1, 2)]
     assert "k-step 0 nll" in capsys.readouterr().out
+
+
+def test_the_sampler_s_law_is_of_the_grid_that_jumps_were_taught_on(runs, tmp_path):
+    shutil.copytree(runs / "poker", tmp_path / "clocked")
+    folder = model_folder(str(tmp_path / "clocked"))
+    for name, told in (("config", {"clock": [0.0, 0.02, 0.1, 1.0]}), ("generation_config", {"grid": "clock"})):
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    asked = ("--estimator", "sampler", "--steps", "2", "--draws", "512")
+    even, clock = (
+        next(r for r in records(where, name, tmp_path, *asked) if r["metric"] == "nll")
+        for where, name in ((runs, "poker"), (tmp_path, "clocked"))
+    )
+    assert even["contract"]["grid"] is None and clock["contract"]["grid"] == "clock"
+    assert even["value"] != clock["value"]
 
 
 def test_text_has_both_errors_and_bits_per_byte(runs, tmp_path):
