@@ -48,7 +48,7 @@ class MaskedMap(DiscreteMap):
 
     def denoise(self, x_t: Tensor, t: Tensor, context: TokenContext | None = None) -> Tensor:
         """The same before anything is carried over: what it says of places that are not blank means nothing."""
-        return self.read(x_t, t if self.time_conditioning else torch.zeros_like(t), context)
+        return self.read(x_t, t if self.time_conditioning else t.new_zeros(len(t)), context)
 
 
 def seen(x_t: Tensor, context: TokenContext | None) -> Tensor:
