@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig
 
 from flowmap.rng import Rng
@@ -150,6 +151,37 @@ def test_passes_that_committed_nothing_are_not_counted(trunk):
     ids, mask = pad_left(PROMPTS, 0)
     plain = decode_verified(model, ids, mask, max_new_tokens=10, warp=Warp(0.0))
     assert plain.trunk_passes == int((plain.accepted > 0).any(0).sum()) + 1 == plain.accepted.shape[1] + 1
+
+
+class HostReads(TorchDispatchMode):
+    """How often the host waits for a value of the device: for a number, or for a shape that hangs on values."""
+
+    WAITS = {"_local_scalar_dense", "nonzero", "unique", "_unique2", "masked_select", "equal"}
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in self.WAITS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("verify", VERIFY)
+def test_the_host_looks_once_a_pass_however_many_rows(trunk, verify, monkeypatch):
+    """At whether all have ended, and at nothing of a row's own."""
+    model = build(trunk)
+    for name in ("tolist", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: pytest.fail(name))
+    reads = []
+    for most, rows in itertools.product((8, 24), (1, 4)):
+        ids, mask = pad_left(PROMPTS * rows, 0)
+        with HostReads() as found:
+            out = decode_verified(model, ids, mask, max_new_tokens=most, warp=Warp(0.0), verify=verify)
+        reads.append((found.count, out.trunk_passes))
+    (few, passes), (more, alike), (longer, later), (again, same) = reads
+    assert passes == alike and few == more and later == same and longer == again
+    assert longer - few == later - passes > 0
 
 
 def test_what_cannot_be_verified_is_refused(trunk):
