@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.cells import cell_name
-from benchmarks.samplers import grids_of, passes_of, samplers_of
+from benchmarks.samplers import grid_for, grids_of, passes_of, samplers_of
 from eval.flow import FlowRun, Sampling, samplings
 from flowmap.warp import Warp
 from training.config import RunConfig, load_preset, override, to_dict
+from training.flow_models import OBJECTIVES
 from training.loop import train
 from training.run_dir import RunDir
 from training.tasks import build
@@ -85,8 +86,8 @@ class Planned:
     def inputs(self) -> dict[str, Any]:
         """What a cell's hash is of."""
         return {
-            **to_dict(self.config()),
-            "earlier": {part: to_dict(one.config()) for part, one in self.earlier().items()},
+            **stated(self.config()),
+            "earlier": {part: stated(one.config()) for part, one in self.earlier().items()},
         }
 
     def train(self) -> tuple[Path, float]:
@@ -98,6 +99,12 @@ class Planned:
             setattr(config.flow, part, str(folder))
         train(config, self.path, build)
         return self.path, RunDir(self.path).cpu_seconds() + sum(done.values())
+
+
+def stated(config: RunConfig) -> dict[str, Any]:
+    """Its fields, and the version of what its objective computes by them."""
+    assert config.flow is not None
+    return {**to_dict(config), "objective": OBJECTIVES[config.flow.objective].version}
 
 
 def as_it_is(preset: str) -> dict[str, Any]:
@@ -122,9 +129,10 @@ def by_calls(
     nearest = getattr(run.model.config, "rounding", None) and warp is not None and warp.temperature == 0
     decoders = (None, "nearest") if nearest else (None,)
     for sampler, length, passes, decoder in product(samplers_of(run.model), lengths, all_passes, decoders):
-        grid = "clock" if getattr(run.model.config, "clock", None) else None
         once = False if passes < max(all_passes) else None
-        asked = SimpleNamespace(block=length, self_conditioning=once, grid=grid, decoder=decoder)
+        asked = SimpleNamespace(
+            block=length, self_conditioning=once, grid=grid_for(run.model, sampler), decoder=decoder
+        )
         of_block = [n for n in block_steps if length and n <= length]
         steps = run.model.grids(of_block) if length else grids_of(run.model, calls, passes)
         yield from samplings(run, steps, sampler, warp, seed, asked)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from flowlm.writing import LOCAL
+
 DENOISERS, MAPS = ("ddim", "ddpm"), ("pushforward", "euler")
 """Of a flow that has never been told where a jump lands, and of one that has."""
 BASELINES = {"leaplm-masked-diffusion": ("ancestral", "even"), "leaplm-autoregressive": ("causal",)}
@@ -12,6 +14,13 @@ BASELINES = {"leaplm-masked-diffusion": ("ancestral", "even"), "leaplm-autoregre
 def samplers_of(model: Any) -> tuple[str, ...]:
     flow = DENOISERS if model.generation_config.sampler == "ddim" else MAPS
     return BASELINES.get(model.config.model_type, flow)
+
+
+def grid_for(model: Any, sampler: str) -> str | None:
+    """Of a map's jumps, that which it was taught; of other samplers, steps between which its training looked equally often."""
+    taught = getattr(model.generation_config, "grid", None)
+    by_clock = "clock" if getattr(model.config, "clock", None) else None
+    return by_clock if sampler in LOCAL else taught or by_clock
 
 
 def passes_of(model: Any) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.cells import cell, cell_name, settings
+from benchmarks.flow_runs import stated
 from benchmarks.flow_steps import bound
 from benchmarks.heads import RESULTS as HEAD_CELLS
 from eval.flow import FlowRun, load_flow
@@ -95,7 +96,7 @@ def planned(on: str, kind: str, seed: int, variant: dict[str, Any]) -> RunConfig
     if kind != "blocks":
         config.flow = replace(config.flow, block_lengths=[], noise="sample")
     if kind == "autoregressive":
-        config.flow = replace(config.flow, objective="autoregressive", options={}, denoiser_first=0.0)
+        config.flow = replace(config.flow, objective="autoregressive", options={}, denoiser_first=None)
     config.flow = replace(config.flow, name=kind)
     return config
 
@@ -116,7 +117,7 @@ def model_cell(
 
     law = {} if suite is None else {"law": suite.fingerprint}
     timing = {"batch": BATCH, "rounds": ROUNDS}
-    inputs = {**to_dict(config), **law, "k": list(steps), "scoring": SCORING, "timing": timing}
+    inputs = {**stated(config), **law, "k": list(steps), "scoring": SCORING, "timing": timing}
     return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
 
 

@@ -193,8 +193,8 @@ class Estimators:
         return fit_grid(self.curve, steps), False
 
     def _sampler(self, states: TokenStates, rng: Rng, steps: int, listed: bool) -> Made:
-        clock = grid_of(self.run) == "clock"
-        law = FewStep(self.map, steps, self.asked.sampler, self.run.model.clock_times(steps) if clock else None)
+        times = self.run.model.times_on(grid_of(self.run), steps)
+        law = FewStep(self.map, steps, self.asked.sampler, times)
         if listed and self.asked.block is None:
             return Made(together(law, states, self.asked.seed, self.asked.draws), steps, law.nfe)
         end = float(self.curve.edges[self.curve.end(ODE_SLACK)])

@@ -66,7 +66,7 @@ def probe(argv: list[str]) -> None:
         """flow language models trained with noise by token: steps between the starts of two tokens, default 0, all at once"""
         order: Literal["left-to-right", "right-to-left", "random"] | None = None
         """with --delay: which tokens start first, default left-to-right"""
-        grid: Literal["even", "clock"] | None = None
+        grid: Literal["even", "clock", "closing"] | None = None
         """flow language models: steps of one length in time, or between which training looked equally often, default as it taught: even"""
         guidance: float = 1.0
         """flow language models whose prompts were dropped now and then: classifier-free guidance, at twice the calls; 1 is none"""

@@ -59,7 +59,7 @@ def sample(argv: list[str]) -> None:
         """flow language models trained with noise by token: steps between the starts of two tokens, default 0, all at once"""
         order: Literal["left-to-right", "right-to-left", "random"] | None = None
         """with --delay: which tokens start first, default left-to-right"""
-        grid: Literal["even", "clock"] | None = None
+        grid: Literal["even", "clock", "closing"] | None = None
         """flow language models: steps of one length in time, or between which training looked equally often, default as it taught: even"""
         decoder: Literal["softmax", "contextual", "nearest"] | None = None
         """flow language models: each token from its own softmax, by the decoder that was trained along, default where there

@@ -43,7 +43,7 @@ class FlowGenerationConfig(GenerationConfig):
     self_conditioning, two passes of the network a step; block_length, tokens of a block; delay and order, steps between the
     starts of two tokens that have times of their own, 0 being all at once; decoder, softmax or contextual, of whose laws
     do_sample, temperature, top_k and top_p are then, or nearest, which draws nothing; guidance w, away from what it would write without the prompt, at twice the
-    calls, 1 being none; grid, even or clock, of the times that steps end at."""
+    calls, 1 being none; grid, even, clock or closing, of the times that steps end at."""
 
     samplers: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
     extras: ClassVar[tuple[str, ...]] = (

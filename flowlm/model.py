@@ -24,7 +24,8 @@ from flowmap.sphere import TOKEN_PATHS
 from flowmap.times import interpolate
 
 NOISES = ("sample", "block", "token")
-GRIDS = ("even", "clock")
+GRIDS = {"even": None, "clock": 1, "closing": 2}
+"""Of the times that steps end at → the power of what is left of n even steps that is left of the clock's shares."""
 
 
 class WindowConfig(PreTrainedConfig):
@@ -125,8 +126,8 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
     ) -> Written:  # fmt: skip
         """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
         was trained for. self_conditioning: default, if the model was trained so. decoder: of
-        DECODERS, default contextual where the model has one. grid: even (default), steps of one length, or clock, steps between which
-        training looked equally often. guidance: of a model whose prompts were dropped now and then. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
+        DECODERS, default contextual where the model has one. grid: even (default), steps of one length; clock, steps between which
+        training looked equally often; closing, the same growing shorter towards the text. guidance: of a model whose prompts were dropped now and then. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
         config, delay, order = self.config, delay or 0, order or "left-to-right"
         if delay and config.noise != "token":
             raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
@@ -146,12 +147,10 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             "decoder": self.decoder(decoder, delay),
             "block": size if config.block_lengths else None,
         }
-        if grid not in (None, *GRIDS):
-            raise ValueError(f"unknown grid {grid!r}: known are {', '.join(GRIDS)}")
-        if grid == "clock":
+        if times := self.times_on(grid, how.get("steps", 1)):
             if delay:
                 raise ValueError(f"delay {delay}: tokens that start apart take even steps, leave the grid out")
-            how["times"] = self.clock_times(how.get("steps", 1))
+            how["times"] = times
         if config.grids and how.get("sampler") == "ancestral":
             how["times"] = self.trained_times(how.get("steps", 1))
         return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
@@ -169,12 +168,16 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             raise ValueError(f"decoder nearest: {why}, take softmax")
         return asked or ("contextual" if has and not delay else "softmax")
 
-    def clock_times(self, steps: int) -> tuple[float, ...]:
-        """From pure noise down, so that between two lie equal shares of the times that training looked at."""
-        if self.config.clock is None:
+    def times_on(self, grid: str | None, steps: int) -> tuple[float, ...] | None:
+        """From pure noise down, one a step; None: evenly spaced."""
+        if grid not in (None, *GRIDS):
+            raise ValueError(f"unknown grid {grid!r}: known are {', '.join(GRIDS)}")
+        if not (power := GRIDS[grid or "even"]):
+            return None
+        if self.config.clock is None and grid == "clock":
             raise ValueError("grid clock: this model was trained at even times, or before they were kept: take even")
-        quantiles = torch.tensor(self.config.clock, dtype=torch.float64)
-        left = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
+        quantiles = torch.tensor(self.config.clock or [0.0, 1.0], dtype=torch.float64)
+        left = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1] ** power
         times = interpolate(left, torch.linspace(0, 1, len(quantiles), dtype=torch.float64), quantiles)
         return (1.0, *times[1:].tolist())
 

@@ -17,7 +17,6 @@ from flowlm.model import FlowLM, FlowLMConfig
 from flowmap.objectives import Objective
 from flowmap.objectives.tokens import TOKEN_OBJECTIVES, AncestralBound
 from flowmap.objectives.tokens.decoded import DecodedEndpoint
-from flowmap.times import Uniform
 
 if TYPE_CHECKING:  # its fields alone are read
     from training.map_fields import FlowConfig
@@ -56,8 +55,8 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
     objective.check_path(model.map.path)
     if denoises_alone(objective):
         model.generation_config.sampler = "ddim"  # type: ignore[attr-defined]
-    if getattr(objective, "jumps", 1) > 1 and not isinstance(objective.times, Uniform):
-        model.generation_config.grid = "clock"  # type: ignore[attr-defined]  # the jumps that it was taught
+    if getattr(objective, "jumps", 1) > 1:
+        model.generation_config.grid = "closing"  # type: ignore[attr-defined]  # the jumps that it was taught
     return model
 
 

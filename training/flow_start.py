@@ -40,7 +40,7 @@ def teach_from(objective: Any, teacher: FlowLM, model: FlowLM, name: str) -> Non
     objective.frozen = (frozen,)
 
 
-def denoise_first(objective: Any, share: float, steps: int) -> None:
+def denoise_first(objective: Any, share: float | None, steps: int) -> None:
     """In this share of the steps the denoiser alone is trained."""
     if share:
         require_jumps(objective, "flow.denoiser_first")

@@ -72,8 +72,8 @@ class FlowConfig:
     """begin with the weights of this run, of the same sizes and codes, instead of fresh ones; path and objective may differ"""
     teacher: str | None = None
     """a run whose frozen denoiser is learned from in the place of the text's tokens (objectives with a few-step part)"""
-    denoiser_first: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """share of the steps in which the denoiser alone is trained, before the jumps are too (objectives with a few-step part)"""
+    denoiser_first: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """share of the steps in which the denoiser alone is trained, before the jumps are too (objectives with a few-step part); default none"""
     project: bool = False
     """take out of the few-step loss's gradient what goes against the denoiser's"""
     codebook: str = "one-hot"

@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.gpu.fit import fit
 from benchmarks.gpu.fit_map import fit_map
 from benchmarks.gpu.text import prepare, read
-from benchmarks.samplers import grids_of, samplers_of
+from benchmarks.samplers import grid_for, grids_of, samplers_of
 from eval.records import record, write_records
 from eval.text_laws import distinct, unigram_entropy
 from flowlm.discrete.likelihood import exact_nll, nelbo
@@ -244,7 +244,7 @@ class Bench:
     @torch.no_grad()
     def written(self, name: str, model: Any, sampler: str, steps: int, temperature: float) -> None:
         written, nfe = [], 0
-        grid = {"grid": "clock"} if getattr(model.config, "clock", None) else {}
+        grid = {"grid": own} if (own := grid_for(model, sampler)) else {}
         for rows in self.parts(self.args.num):
             blank = torch.zeros(len(rows), self.args.length, dtype=torch.long, device=self.device)
             known = Known(blank, torch.zeros_like(blank, dtype=torch.bool))

@@ -45,8 +45,12 @@ def test_every_preset_is_trained_scored_and_judged(preset, data, tmp_path, monke
     assert all(0 < r["value"] < 4 for r in bounds)
     judged = [r for r in own if r["metric"] == "judge_nll"]
     assert judged and all(0 < r["value"] < 3 for r in judged)
-    if preset in ("flow-flm", "flow-leap"):
-        assert {r["contract"]["grid"] for r in judged} == {"clock"}
+    grids = {
+        "flow-flm": {("ddim", "clock"), ("ddpm", "clock")},
+        "flow-leap": {("pushforward", "closing"), ("euler", "clock")},
+    }
+    if preset in grids:
+        assert {(r["contract"]["sampler"], r["contract"]["grid"]) for r in judged} == grids[preset]
     if kind == "bound" and preset not in ("flow-bd3lm", "flow-block-flow"):
         assert max(r["contract"]["nfe"] for r in judged) == 16
     assert [r["metric"] for r in found["results"] if r["subject"] == "data"] == ["judge_nll", "entropy", "distinct_n"]

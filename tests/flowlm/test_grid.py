@@ -34,9 +34,10 @@ def test_a_grid_by_the_clock_ends_its_steps_there_and_an_even_one_is_the_default
     with pytest.raises(ValueError, match="take even"):
         model.write(blank, Rng(1, torch.arange(5)), steps=2, grid="clock")
     model.config.clock = [0.0, 0.1, 0.4, 1.0]
-    assert model.clock_times(1) == (1.0,)
-    assert model.clock_times(3) == pytest.approx((1.0, 0.4, 0.1))
-    assert model.clock_times(6)[1] == pytest.approx(0.7)
+    assert model.times_on("even", 3) is None and model.times_on("clock", 1) == model.times_on("closing", 1) == (1.0,)
+    assert model.times_on("clock", 3) == pytest.approx((1.0, 0.4, 0.1))
+    assert model.times_on("clock", 6)[1] == pytest.approx(0.7)
+    assert model.times_on("closing", 3) == pytest.approx((1.0, 0.1 + 0.3 * (4 / 9 - 1 / 3) * 3, 0.1 / 3))
     times = []
     hook = model.map.network.register_forward_pre_hook(lambda _, args: times.append(float(args[1][0])))
     own, even, plain = (model.write(blank, Rng(1, torch.arange(5)), steps=3, grid=g) for g in ("clock", "even", None))

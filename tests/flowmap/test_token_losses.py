@@ -149,7 +149,7 @@ def test_a_trajectory_asks_the_denoiser_alone():
         ({"num_steps": 0}, "num_steps 0"),
         ({"jumps": 3}, "jumps 3"),
         ({"jumps": 0}, "jumps 0"),
-        ({"num_steps": 6, "jumps": 4}, "divides"),
+        ({"num_steps": 8, "jumps": 4}, "divides"),
     ],
 )
 def test_trajectories_that_jumps_do_not_divide_are_refused(options, match):
@@ -162,20 +162,20 @@ def test_a_trajectory_teaches_the_jumps_that_a_sampler_makes_on_the_laws_grid_fr
     law, oracle = DecodeError(6), SixHands()
     tokens, noise, t = fixed(oracle, 12, 1.0)
     x = NoisedTokens(tokens, noise, t, torch.zeros_like(t), None, t)
-    jumps, q = TrajectoryKL(times=law, num_steps=8, jumps=4).taught(oracle, x, 0)
-    u = [0.0, *law.time_of(torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()[1:4], 1.0]
+    jumps, q = TrajectoryKL(times=law, num_steps=16, jumps=4).taught(oracle, x, 0)
+    u = [0.0, *law.time_of(torch.linspace(0, 1, 17, dtype=torch.float64)).tolist()[1:16], 1.0]
     begun, ended = jumps.t[::12].tolist(), jumps.s[::12].tolist()
     made = [
-        (min(range(5), key=lambda k: abs(u[k] - t)), min(range(5), key=lambda k: abs(u[k] - s)))
+        (min(range(17), key=lambda k: abs(u[k] - t)), min(range(17), key=lambda k: abs(u[k] - s)))
         for t, s in zip(begun, ended, strict=True)
     ]
-    assert sorted(made) == [(1, 0), (2, 0), (2, 1), (3, 2), (4, 0), (4, 2), (4, 3)]
+    assert sorted(made) == [(1, 0), (4, 0), (4, 1), (9, 4), (16, 0), (16, 4), (16, 9)]
     assert [u[a] for a, _ in made] == pytest.approx(begun) and [u[b] for _, b in made] == pytest.approx(ended)
     for k, (a, b) in enumerate(made):
         rows = torch.arange(12 * k, 12 * (k + 1))
-        alone = TrajectoryKL(times=law, num_steps=2 * (a - b)).taught(oracle, jumps[rows], 0)[1]
+        alone = TrajectoryKL(times=law, num_steps=a - b).taught(oracle, jumps[rows], 0)[1]
         assert torch.allclose(alone, q[rows], atol=1e-6) and torch.equal(jumps.tokens[rows], tokens)
-        assert a < 4 or torch.equal(jumps.x_t[rows], noise)
+        assert a < 16 or torch.equal(jumps.x_t[rows], noise)
 
 
 def test_jumps_count_as_samples_and_the_loss_does_not_depend_on_slices():

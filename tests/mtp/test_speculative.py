@@ -153,17 +153,18 @@ def test_passes_that_committed_nothing_are_not_counted(trunk):
     assert plain.trunk_passes == int((plain.accepted > 0).any(0).sum()) + 1 == plain.accepted.shape[1] + 1
 
 
+WAITS = {"_local_scalar_dense", "nonzero", "unique", "_unique2", "masked_select", "equal"}
+
+
 class HostReads(TorchDispatchMode):
     """How often the host waits for a value of the device: for a number, or for a shape that hangs on values."""
-
-    WAITS = {"_local_scalar_dense", "nonzero", "unique", "_unique2", "masked_select", "equal"}
 
     def __init__(self):
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket.__name__ in self.WAITS
+        self.count += func.overloadpacket.__name__ in WAITS
         return func(*args, **(kwargs or {}))
 
 

@@ -65,7 +65,7 @@ def test_every_preset_of_characters_trains_and_writes(name, tiny, earlier, tmp_p
     model = AutoModel.from_pretrained(model_folder(tmp_path / "run"), dtype=torch.float32)
     told = {"flow-ar": "causal", "flow-mdlm": "ancestral", "flow-bd3lm": "ancestral"}
     assert model.generation_config.sampler == told.get(name, "pushforward" if name in TWO_TIMES else "ddim")
-    grid = "clock" if name in TAUGHT_ON_THE_CLOCK else None
+    grid = "closing" if name in TAUGHT_ON_THE_CLOCK else None
     assert getattr(model.generation_config, "grid", None) == grid
     (how,) = samplings(load_flow(str(tmp_path / "run")), (2,))
     assert how.options.get("grid") == grid

@@ -38,7 +38,7 @@ KINDS = {
     "teacher": {"flow__options": {"teacher_decay": 0.9, "boundary": 0.5}},
     "two stages": {
         "flow__objective": "trajectory", "flow__denoiser_first": 0.5,
-        "flow__options": {"teacher_decay": 0.9, "num_steps": 2, "jumps": 2, "times": "running"},
+        "flow__options": {"teacher_decay": 0.9, "num_steps": 4, "jumps": 2, "times": "running"},
     },
     "two passes": {"flow__options": {"self_conditioning": 0.5, "fixed_point": 0.5}},
     "projected": {"flow__project": True},

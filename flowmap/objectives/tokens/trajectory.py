@@ -9,6 +9,7 @@ what n steps of DDIM leave of the flow's curvature. Between two u_i lie equal sh
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,37 +21,47 @@ from flowmap.path import expand
 
 
 class TrajectoryKL(WholeJumps):
-    """num_steps: n. jumps: J, a power of two that divides n: a trajectory teaches its way in 1, 2, 4, … and J jumps of equal shares,
-    those that a sampler makes on the grid "clock", from where the teacher stood. Each is drawn to its q as a sample's jump is: a way weighs
-    2J − 1 times what a sample does."""
+    """num_steps: n. jumps: J, a power of two whose square divides n: a trajectory teaches its way in 1, 2, 4, … and J jumps, those that
+    a sampler makes on the grid `closing`, each from where the teacher stood: of i of J behind, (1 − i/J)² of the law's shares are left.
+    Each is drawn to its q as a sample's jump is: a way weighs 2J − 1 times what a sample does."""
+
+    version = 2
 
     def __init__(self, *args: Any, num_steps: int = 8, jumps: int = 1, **more: Any) -> None:
         super().__init__(*args, **more)
         if num_steps < 1:
             raise ValueError(f"num_steps {num_steps}: a trajectory has 1 at least")
-        if jumps < 1 or jumps & (jumps - 1) or num_steps % jumps:
-            raise ValueError(f"jumps {jumps} must be a power of two that divides num_steps {num_steps}")
+        if jumps < 1 or jumps & (jumps - 1) or num_steps % jumps**2:
+            raise ValueError(f"jumps {jumps} must be a power of two whose square divides num_steps {num_steps}")
         self.num_steps, self.jumps = num_steps, jumps
+        self.taught_spans = [span for k in range(jumps.bit_length()) for span in self._spans(1 << k)]
+
+    def _spans(self, jumps: int) -> list[tuple[int, int]]:
+        """Steps at which each of so many jumps begins and ends."""
+        ends = [self.num_steps - self.num_steps * (jumps - i) ** 2 // jumps**2 for i in range(jumps + 1)]
+        return list(pairwise(ends))
 
     def taught(self, teacher, x, step):
         local, at, now = self.local(teacher), x.x_t, x.t
         begin, end = (self.times.share_below(time) for time in (x.t, x.s))
-        lengths = [self.num_steps >> k for k in range(self.jumps.bit_length())]  # steps to a jump
-        ways: dict[int, tuple[Tensor, Tensor, Any]] = {}  # where the jump under way began, and its q so far
-        jumps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        under_way: dict[tuple[int, int], tuple[Tensor, Tensor, Any]] = {}  # where a jump began, and its q so far
+        made: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for i in range(self.num_steps):
             z = local.logits(at, now, now, x.context)
             p = z.softmax(-1)
             after = x.s if i + 1 == self.num_steps else self._between(x, begin, end, (i + 1) / self.num_steps)
-            for length in lengths:
-                from_, t, q = (at, now, p) if i % length == 0 else ways[length]
-                ways[length] = from_, t, torch.lerp(p, q, self._kept(t, now, after, p))
-                if (i + 1) % length == 0:
-                    jumps.append((from_, t, after, ways[length][-1]))
+            for first, last in self.taught_spans:
+                if not first <= i < last:
+                    continue
+                from_, t, q = (at, now, p) if i == first else under_way[first, last]
+                q = torch.lerp(p, q, self._kept(t, now, after, p))
+                under_way[first, last] = from_, t, q
+                if i + 1 == last:
+                    made.append((*under_way.pop((first, last))[:2], after, q))
             if i + 1 < self.num_steps:
                 at, now = local.path.jump(at, local.codebook.expected(z), now, after), after
-        from_, t, s, q = (torch.cat(part) for part in zip(*jumps, strict=True))
-        rows = torch.arange(len(x.t), device=q.device).repeat(len(jumps))
+        from_, t, s, q = (torch.cat(part) for part in zip(*made, strict=True))
+        rows = torch.arange(len(x.t), device=q.device).repeat(len(made))
         return replace(x[rows], x_t=from_, t=t, s=s), q
 
     def _between(self, x: NoisedTokens, begin: Tensor, end: Tensor, way: float) -> Tensor:
