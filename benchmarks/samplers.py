@@ -3,24 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flowlm.writing import LOCAL
-
-DENOISERS, MAPS = ("ddim", "ddpm"), ("pushforward", "euler")
-"""Of a flow that has never been told where a jump lands, and of one that has."""
+DENOISERS, MAPS, TAUGHT = ("ddim", "ddpm"), ("pushforward", "euler"), ("pushforward", "restart", "euler")
+"""Of a flow that has never been told where a jump lands, of one that has, and of one that was taught the jumps that it makes."""
+RENOISE = 0.7
+"""Of restarts: the share of a state's noise that is fresh."""
 BASELINES = {"leaplm-masked-diffusion": ("ancestral", "even"), "leaplm-autoregressive": ("causal",)}
 """By the model's type."""
 
 
 def samplers_of(model: Any) -> tuple[str, ...]:
-    flow = DENOISERS if model.generation_config.sampler == "ddim" else MAPS
+    maps = TAUGHT if getattr(model.generation_config, "grid", None) else MAPS
+    flow = DENOISERS if model.generation_config.sampler == "ddim" else maps
     return BASELINES.get(model.config.model_type, flow)
 
 
-def grid_for(model: Any, sampler: str) -> str | None:
-    """Of a map's jumps, that which it was taught; of other samplers, steps between which its training looked equally often."""
+def grid_for(model: Any) -> str | None:
+    """That of the jumps which it was taught, else steps between which its training looked equally often."""
     taught = getattr(model.generation_config, "grid", None)
-    by_clock = "clock" if getattr(model.config, "clock", None) else None
-    return by_clock if sampler in LOCAL else taught or by_clock
+    return taught or ("clock" if getattr(model.config, "clock", None) else None)
 
 
 def passes_of(model: Any) -> tuple[int, ...]:

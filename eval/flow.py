@@ -57,10 +57,10 @@ class Sampling:
 
 OPTIONS = {
     "block": "block_length", "delay": "delay", "order": "order", "self_conditioning": "self_conditioning",
-    "decoder": "decoder", "guidance": "guidance", "grid": "grid",
+    "decoder": "decoder", "guidance": "guidance", "grid": "grid", "renoise": "renoise",
 }  # fmt: skip
 """Of a command, by the name that `write` has for each."""
-NEUTRAL = {"guidance": 1.0}
+NEUTRAL = {"guidance": 1.0, "renoise": 1.0}
 """What asks for nothing, besides None."""
 
 

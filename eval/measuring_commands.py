@@ -67,7 +67,10 @@ def probe(argv: list[str]) -> None:
         order: Literal["left-to-right", "right-to-left", "random"] | None = None
         """with --delay: which tokens start first, default left-to-right"""
         grid: Literal["even", "clock", "closing"] | None = None
-        """flow language models: steps of one length in time, or between which training looked equally often, default as it taught: even"""
+        """flow language models: steps of one length in time, or between which training looked equally often, also growing
+        shorter towards the text (closing); default as it taught: even"""
+        renoise: float | None = None
+        """flow language models, with --sampler restart: share of the noise that is fresh after every jump, default 1, all of it"""
         guidance: float = 1.0
         """flow language models whose prompts were dropped now and then: classifier-free guidance, at twice the calls; 1 is none"""
 

@@ -43,11 +43,12 @@ class FlowGenerationConfig(GenerationConfig):
     self_conditioning, two passes of the network a step; block_length, tokens of a block; delay and order, steps between the
     starts of two tokens that have times of their own, 0 being all at once; decoder, softmax or contextual, of whose laws
     do_sample, temperature, top_k and top_p are then, or nearest, which draws nothing; guidance w, away from what it would write without the prompt, at twice the
-    calls, 1 being none; grid, even, clock or closing, of the times that steps end at."""
+    calls, 1 being none; grid, even, clock or closing, of the times that steps end at; renoise, of
+    the sampler restart, the share of the noise that is fresh, 1 being all."""
 
     samplers: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
     extras: ClassVar[tuple[str, ...]] = (
-        "self_conditioning", "block_length", "delay", "order", "decoder", "guidance", "grid",
+        "self_conditioning", "block_length", "delay", "order", "decoder", "guidance", "grid", "renoise",
     )  # fmt: skip
     """Options that only some models have: given on to `write` where they are not None."""
 
@@ -61,6 +62,7 @@ class FlowGenerationConfig(GenerationConfig):
         self.decoder: str | None = kwargs.pop("decoder", None)
         self.guidance: float | None = kwargs.pop("guidance", None)
         self.grid: str | None = kwargs.pop("grid", None)
+        self.renoise: float | None = kwargs.pop("renoise", None)
         super().__init__(**kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:

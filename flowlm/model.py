@@ -19,12 +19,13 @@ from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.codebook import CODEBOOKS, Bits, Codebook, Embedding, OneHot, Table
 from flowmap.naming import is_own, own_class
 from flowmap.objectives.tokens.ancestral import snr_time
+from flowmap.objectives.tokens.trajectory import CLOSING
 from flowmap.rng import Rng
 from flowmap.sphere import TOKEN_PATHS
 from flowmap.times import interpolate
 
 NOISES = ("sample", "block", "token")
-GRIDS = {"even": None, "clock": 1, "closing": 2}
+GRIDS = {"even": None, "clock": 1, "closing": CLOSING}
 """Of the times that steps end at → the power of what is left of n even steps that is left of the clock's shares."""
 
 
@@ -122,12 +123,12 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
     def write(
         self, known: Known, rng: Rng, *, end: int | None = None, block_length: int | None = None, delay: int | None = None,
         order: Order | None = None, self_conditioning: bool | None = None, decoder: str | None = None,
-        guidance: float | None = None, grid: str | None = None, **how: Any,
+        guidance: float | None = None, grid: str | None = None, renoise: float | None = None, **how: Any,
     ) -> Written:  # fmt: skip
         """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
         was trained for. self_conditioning: default, if the model was trained so. decoder: of
         DECODERS, default contextual where the model has one. grid: even (default), steps of one length; clock, steps between which
-        training looked equally often; closing, the same growing shorter towards the text. guidance: of a model whose prompts were dropped now and then. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
+        training looked equally often; closing, the same growing shorter towards the text. guidance: of a model whose prompts were dropped now and then. renoise: of the sampler restart, default 1. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
         config, delay, order = self.config, delay or 0, order or "left-to-right"
         if delay and config.noise != "token":
             raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
@@ -144,6 +145,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             "delay": delay,
             "order": order,
             "guidance": 1.0 if guidance is None else guidance,
+            "renoise": 1.0 if renoise is None else renoise,
             "decoder": self.decoder(decoder, delay),
             "block": size if config.block_lengths else None,
         }

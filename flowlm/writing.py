@@ -55,7 +55,7 @@ class Written:
 class Refinement:
     """From noise to the tokens of a window or a block. warp: of the last softmax, or of the decoder's. delay: steps between the
     starts of two tokens, in this order; 0: all at once. decoder: of `rounding.DECODERS`. times: falling from 1, one a step;
-    default evenly spaced."""
+    default evenly spaced. renoise: of the sampler restart."""
 
     steps: int = 1
     sampler: str = "pushforward"
@@ -64,12 +64,17 @@ class Refinement:
     order: Order = "left-to-right"
     decoder: str = "softmax"
     times: tuple[float, ...] | None = None
+    renoise: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps: a text takes 1 at least")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}: known are {', '.join(SAMPLERS)}")
+        if not 0 < self.renoise <= 1:
+            raise ValueError(f"renoise {self.renoise}: a share of the noise, above 0 and at most 1")
+        if self.renoise < 1 and self.sampler != "restart":
+            raise ValueError(f"renoise {self.renoise} is of the sampler restart, not of {self.sampler}: leave it out")
         if self.delay < 0 or self.order not in ORDERS:
             raise ValueError(
                 f"delay {self.delay}, {self.order!r}: 0 steps or more, in the order of {', '.join(ORDERS)}"
@@ -112,7 +117,9 @@ class Refinement:
         times = uniform_times(self.steps)[:-1] if self.times is None else torch.tensor(self.times, dtype=torch.float64)
         if self.steps > 1:
             advance: Any = SAMPLERS[self.sampler]
-            z = advance(draft, z, times, **({"rng": rng} if self.sampler in STOCHASTIC else {})).x
+            told: dict[str, Any] = {"rng": rng} if self.sampler in STOCHASTIC else {}
+            told |= {"renoise": self.renoise} if self.renoise < 1 else {}
+            z = advance(draft, z, times, **told).x
         t = times[-1].to(z).expand(len(z))
         return z, t, self.aim(t, torch.zeros_like(t))
 
@@ -137,18 +144,19 @@ def write(
     order: Order = "left-to-right",
     decoder: str = "softmax",
     times: tuple[float, ...] | None = None,
+    renoise: float = 1.0,
     block: int | None = None,
     ends: Sequence[int] = (),
     told: Watcher | None = None,
     cached: bool = True,
 ) -> Written:
-    """like: (batch, length, state size), whose shape, place and type the states have. The next five, delay, order, decoder and
-    times as in `Refinement`; guidance as in `Draft`.
+    """like: (batch, length, state size), whose shape, place and type the states have. The next five, delay, order, decoder,
+    times and renoise as in `Refinement`; guidance as in `Draft`.
     block: tokens of a block; None: the window is refined as a whole. The rest is for blocks, as in `write_blocks`.
     watch: hears at every call of the network the likeliest tokens, of the window as far as it has been come to."""
     if self_conditioning and model.network.read_self is None:
         raise ValueError("this network was built without self_conditioning: leave it out")
-    how = Refinement(steps, sampler, warp or Warp(), delay, order, decoder, times)
+    how = Refinement(steps, sampler, warp or Warp(), delay, order, decoder, times, renoise)
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
     asked: Any = TwoPass(model) if self_conditioning else model

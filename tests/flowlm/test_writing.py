@@ -103,7 +103,15 @@ def test_half_precision_is_refused_before_times_are_rounded(model):
         draws(build().bfloat16())
 
 
-@pytest.mark.parametrize("how, what", [({"steps": 0}, "1 at least"), ({"sampler": "leap"}, "known are pushforward")])
+@pytest.mark.parametrize(
+    "how, what",
+    [
+        ({"steps": 0}, "1 at least"),
+        ({"renoise": 0.5}, "of the sampler restart"),
+        ({"sampler": "restart", "renoise": 0.0}, "above 0"),
+        ({"sampler": "leap"}, "known are pushforward"),
+    ],
+)
 def test_wrong_asks_are_refused(model, how, what):
     with pytest.raises(ValueError, match=what):
         draws(model, **how)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -70,13 +72,24 @@ def test_ddim_is_euler_on_the_linear_path():
     assert torch.allclose(ddim(Guided(oracle), x, times).x, euler(Guided(oracle), x, times).x)
 
 
-@pytest.mark.parametrize("sampler", [restart, ddpm])
+@pytest.mark.parametrize("sampler", [restart, partial(restart, renoise=0.7), partial(restart, renoise=0.2), ddpm])
 def test_stochastic_samplers_keep_the_law(sampler):
-    steps = 4 if sampler is restart else 200
+    steps = 200 if sampler is ddpm else 4
     out = sampler(Guided(GaussianMap()), noise(), uniform_times(steps), Rng(0, torch.arange(N)))
     mean, deviation = moments(out.x)
     assert mean == pytest.approx(0.7, abs=4 * 0.4 / N**0.5 + 0.005)
     assert deviation == pytest.approx(0.4, rel=0.02)  # of 200 steps
+
+
+def test_noise_that_is_kept_is_the_same_and_noise_that_is_fresh_is_not():
+    """renoise γ: of a point mass, whose states are all noise, √(1−γ²) of it comes from the state before."""
+    times, rng = torch.tensor([1.0, 0.5, 0.25]), Rng(0, torch.arange(N))
+    x = noise()
+    for gamma in (0.0001, 0.6, 1.0):
+        out = restart(Guided(GaussianMap(mu=0.7, tau=1e-6, nu=1.0)), x, times, rng, renoise=gamma)
+        left = (out.x - 0.75 * 0.7) / 0.25
+        assert left.std().item() == pytest.approx(1, rel=0.02)
+        assert (left * x).mean().item() == pytest.approx(1 - gamma**2, abs=0.03)
 
 
 def test_ancestral_sampling_on_the_cosine_path():

@@ -149,7 +149,7 @@ def test_a_trajectory_asks_the_denoiser_alone():
         ({"num_steps": 0}, "num_steps 0"),
         ({"jumps": 3}, "jumps 3"),
         ({"jumps": 0}, "jumps 0"),
-        ({"num_steps": 8, "jumps": 4}, "divides"),
+        ({"num_steps": 6, "jumps": 4}, "divides"),
     ],
 )
 def test_trajectories_that_jumps_do_not_divide_are_refused(options, match):
@@ -157,24 +157,38 @@ def test_trajectories_that_jumps_do_not_divide_are_refused(options, match):
         TrajectoryKL(**options)
 
 
+def along(oracle, x, times):
+    """q by a loop over the steps between these rising times."""
+    at, mean, (end, *_, begin) = x.x_t, 0, times
+    for u, s in zip(reversed(times), reversed(times[:-1]), strict=False):
+        here, there = torch.full_like(x.t, u), torch.full_like(x.t, s)
+        z = oracle.logits(at, here, here)
+        share = (
+            (1 / s - 1 / u) / (1 / end - 1 / begin) if end else float(s == 0)
+        )  # all of a way to the text is its last step
+        mean = mean + share * z.softmax(-1)
+        at = oracle.path.jump(at, oracle.codebook.expected(z), here, there)
+    return mean
+
+
 def test_a_trajectory_teaches_the_jumps_that_a_sampler_makes_on_the_laws_grid_from_where_it_stood():
-    """In 1, 2 and 4 jumps, each as a trajectory of its own from there would teach it."""
+    """In 1, 2 and 4 jumps, and from where each begins to the end."""
     law, oracle = DecodeError(6), SixHands()
     tokens, noise, t = fixed(oracle, 12, 1.0)
     x = NoisedTokens(tokens, noise, t, torch.zeros_like(t), None, t)
     jumps, q = TrajectoryKL(times=law, num_steps=16, jumps=4).taught(oracle, x, 0)
-    u = [0.0, *law.time_of(torch.linspace(0, 1, 17, dtype=torch.float64)).tolist()[1:16], 1.0]
+    u = [0.0, *law.time_of(torch.linspace(0, 1, 17, dtype=torch.float64) ** 2).tolist()[1:16], 1.0]
     begun, ended = jumps.t[::12].tolist(), jumps.s[::12].tolist()
     made = [
         (min(range(17), key=lambda k: abs(u[k] - t)), min(range(17), key=lambda k: abs(u[k] - s)))
         for t, s in zip(begun, ended, strict=True)
     ]
-    assert sorted(made) == [(1, 0), (4, 0), (4, 1), (9, 4), (16, 0), (16, 4), (16, 9)]
+    assert sorted(made) == [(4, 0), (8, 0), (8, 4), (12, 0), (12, 8), (16, 0), (16, 8), (16, 12)]
     assert [u[a] for a, _ in made] == pytest.approx(begun) and [u[b] for _, b in made] == pytest.approx(ended)
     for k, (a, b) in enumerate(made):
         rows = torch.arange(12 * k, 12 * (k + 1))
-        alone = TrajectoryKL(times=law, num_steps=a - b).taught(oracle, jumps[rows], 0)[1]
-        assert torch.allclose(alone, q[rows], atol=1e-6) and torch.equal(jumps.tokens[rows], tokens)
+        assert torch.allclose(along(oracle, jumps[rows], u[b : a + 1]), q[rows], atol=1e-6)
+        assert torch.equal(jumps.tokens[rows], tokens)
         assert a < 16 or torch.equal(jumps.x_t[rows], noise)
 
 
@@ -199,8 +213,9 @@ def test_a_row_that_is_asked_twice_is_so_in_every_jump_of_its_way():
     assert not torch.allclose(error, kl(q, model.logits(jumps.x_t, jumps.t, jumps.s)))
 
 
-def test_a_trajectorys_steps_are_even_in_the_laws_shares():
-    """So that a jump of the grid "clock" is taught by the denoiser's own steps on a finer one."""
+@pytest.mark.parametrize("jumps, left", [(1, [1.0, 0.75, 0.5, 0.25]), (2, [1.0, 9 / 16, 4 / 16, 1 / 16])])
+def test_a_trajectorys_steps_are_of_the_laws_shares(jumps, left):
+    """Even, or growing shorter, so that a jump of the grid "closing" is taught by the denoiser's own steps on a finer one."""
     law, asked = DecodeError(6), []
 
     class Listening(SixHands):
@@ -209,9 +224,9 @@ def test_a_trajectorys_steps_are_even_in_the_laws_shares():
             return super().logits(x_t, t, s, context)
 
     tokens, x, t = fixed(oracle := Listening(), 6, 1.0)
-    TrajectoryKL(times=law, num_steps=4).taught(oracle, NoisedTokens(tokens, x, t, torch.zeros_like(t), None, t), 0)
-    quarters = law.time_of(torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)).tolist()
-    assert asked == pytest.approx(quarters, abs=1e-6)
+    start = NoisedTokens(tokens, x, t, torch.zeros_like(t), None, t)
+    TrajectoryKL(times=law, num_steps=4, jumps=jumps).taught(oracle, start, 0)
+    assert asked == pytest.approx(law.time_of(torch.tensor(left, dtype=torch.float64)).tolist(), abs=1e-6)
 
 
 def test_the_first_steps_are_the_denoisers_alone():
