@@ -22,7 +22,7 @@ def draw_flow(
             whole = rows.texts[i][:new]
             told = whole[: whole.index(end)] if end in whole else whole
             text, first = run.tokenizer.decode(told), len(starts[rows.which][i])
-            size = contract.get("block", first + len(told))
+            size = contract.get("block", first + len(told)) or 1  # of a text that ends before its first token
             cuts = [0, *range(size - first % size, len(told), size), len(told)]
             samples.append(
                 {

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from benchmarks import flow_runs, flow_text, flow_text_tables, orderings
 from benchmarks.samplers import grids_of
-from eval.flow import load_flow
+from eval import flow_samples
+from eval.flow import Rows, Sampling, load_flow
 from eval.flow_samples import starts_of
 from eval.records import record
 from flowlm import FlowLM, FlowLMConfig
@@ -81,6 +82,14 @@ def test_a_window_of_text_begins_anywhere_and_a_suite_s_with_the_start_token(sma
     assert starts_of(run, [("", ""), ("ab", "")]) == [[], run.tokenizer.encode("ab", add_special_tokens=False)]
     suite = load_flow(str(_trained(small, "flow-poker-mdlm")))
     assert starts_of(suite, [("", "")]) == [[suite.tokenizer.bos_token_id]]
+
+
+def test_a_text_that_ends_at_once_is_an_empty_one(small, monkeypatch):
+    run = load_flow(str(_trained(small, "flow-mdlm")))
+    end = run.tokenizer.eos_token_id
+    monkeypatch.setattr(flow_samples, "write_all", lambda *_, **__: [Rows(slice(0, 2), [[end, 5], [5, end]], [], 1)])
+    none, one = flow_samples.draw_flow(run, [("", ""), ("", "")], Sampling(sampler="even"), new=2)
+    assert (none["text"], none["tokens"]) == ("", 0) and one["tokens"] == 1 and none["blocks"] == [""]
 
 
 def _trained(folder, preset):
