@@ -5,7 +5,7 @@
 
 A cell trains (or finds) RUNS/ON/PRESET-SEED, and before it the runs that it begins with or learns from, all together on as many
 windows as the largest of the plan's trainings reads, then draws --num answers at 1, 2, 4, 8 and 16 calls a sample: a map by
-pushforward, which tells the network where each jump lands, and by Euler's method on the same network; a denoiser by DDIM and DDPM;
+pushforward, which tells the network where each jump lands (by restarts too, if it was taught its jumps), and by Euler's method on the same network; a denoiser by DDIM and DDPM;
 masked diffusion by its two samplers, an autoregressive model a token a call.
 The last softmax is drawn from; with --temperature 0, a cell of its own, its likeliest token is taken, and all that is random is the
 noise it came from.

@@ -104,7 +104,7 @@ class Planned:
 def stated(config: RunConfig) -> dict[str, Any]:
     """Its fields, and the version of what its objective computes by them."""
     assert config.flow is not None
-    return {**to_dict(config), "objective": OBJECTIVES[config.flow.objective].version}
+    return {**to_dict(config), "objective": getattr(OBJECTIVES.get(config.flow.objective), "version", None)}
 
 
 def as_it_is(preset: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def windows_of(preset: str) -> int:
 def by_calls(
     run: FlowRun, calls: Sequence[int], seed: int, warp: Warp | None = None, block_steps: Sequence[int] = (1, 2, 4, 8)
 ) -> Iterator[Sampling]:
-    """The measured ways of the model to write, steps ending where its training looked equally often. Whole windows: at so many calls of its network a sample, by every sampler, and where
+    """The measured ways of the model to write, steps ending where it was taught that they do, or its training looked equally often. Whole windows: at so many calls of its network a sample, by every sampler, and where
     it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block, as many as it has
     tokens at most. Where there is a
     decoder of its own, by the nearest codes too, which draw nothing: at temperature 0 alone."""

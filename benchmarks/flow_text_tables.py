@@ -36,7 +36,7 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
     for on, subject in _pairs(records):
         own = [r for r in records if (r["on"], r["subject"]) == (on, subject) and r["metric"] in METRICS]
         for kind in dict.fromkeys(map(_kind, own)):
-            sampler, temperature, block, decoder, one_pass = kind
+            sampler, renoise, temperature, block, decoder, one_pass = kind
             same = [r for r in own if _kind(r) == kind]
             by = {n: [r for r in same if _column(r) == n] for n in dict.fromkeys(map(_column, same))}
             told = [_three(by[n]) if n in by else "" for n in CALLS]
@@ -45,6 +45,7 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
             apart = next((n for r in same if (n := r["contract"].get("decoder_calls"))), None)
             how = (
                 (sampler or "")
+                + (f" {renoise:g}" if renoise else "")
                 + (f", blocks of {block}, by steps" if block else "")
                 + (f", {decoder}" if decoder else "")
                 + (f" and {apart} calls of it" if apart else "")
@@ -55,9 +56,9 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
 
 
 def _kind(r: dict[str, Any]) -> tuple[Any, ...]:
-    """Sampler, temperature, block length, decoder, and whether a model that conditions on itself did without."""
+    """Sampler, share of fresh noise, temperature, block length, decoder, and whether a model that conditions on itself did without."""
     contract = r["contract"]
-    told = (contract.get(name) for name in ("sampler", "temperature", "block", "decoder"))
+    told = (contract.get(name) for name in ("sampler", "renoise", "temperature", "block", "decoder"))
     return (*told, contract.get("self_conditioning") is False)
 
 

@@ -7,7 +7,7 @@ from eval.flow import load_flow, samplings
 from eval.flow_samples import draw_flow
 from eval.loading import load_run, model_type
 from eval.quality import COMPARED, NGRAMS, quality
-from eval.records import write_records
+from eval.records import write_records, written_by
 from eval.samples import draw, held_out_prompts, read_samples, write_samples
 from eval.tables import print_row
 from flowlm import MODEL_TYPES
@@ -99,7 +99,8 @@ def way(r: dict[str, Any]) -> str:
     """Who wrote it and how."""
     contract = r["contract"]
     block, nfe = contract.get("block"), contract.get("nfe")
-    told = [r["subject"] if not block or block == 1 else f"{r['subject']} K={block}"]
+    subject = written_by(r)
+    told = [subject if not block or block == 1 else f"{subject} K={block}"]
     if contract.get("threshold") is not None:
         told.append(f"> {contract['threshold']:g}" + (" drawn" if contract.get("drawn") else ""))
     if "sampler" in contract:

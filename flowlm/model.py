@@ -138,6 +138,8 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             raise ValueError(
                 f"guidance {guidance}: this model was never trained with its prompts dropped, leave it out"
             )
+        if renoise not in (None, 1) and config.path == "slerp":
+            raise ValueError(f"renoise {renoise}: on the sphere no share of the noise can be kept, leave it out")
         size, known = cut_to_blocks(known, config.block_lengths, block_length, end)
         twice = config.self_conditioning > 0 if self_conditioning is None else self_conditioning
         how |= {
@@ -181,6 +183,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         quantiles = torch.tensor(self.config.clock or [0.0, 1.0], dtype=torch.float64)
         left = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1] ** power
         times = interpolate(left, torch.linspace(0, 1, len(quantiles), dtype=torch.float64), quantiles)
+        times = torch.maximum(times, self.config.t_min * (1 + left))  # no two alike where training looked no nearer
         return (1.0, *times[1:].tolist())
 
     def trained_times(self, steps: int) -> tuple[float, ...]:

@@ -131,18 +131,18 @@ def heun(model: Guided, x: Tensor, times: Tensor) -> Sampled:
     return _loop(model, x, times, step)
 
 
-def restart(model: Guided, x: Tensor, times: Tensor, rng: Rng, end: float = 0.0, renoise: float = 1.0) -> Sampled:
+def restart(model: Guided, x: Tensor, times: Tensor, rng: Rng, renoise: float = 1.0) -> Sampled:
     """Jump past the next time, add fresh noise up to it, jump again. renoise: γ, the share of the next state's noise that is fresh
     (γ-sampling of 2310.02279): 1, consistency sampling, jumps to the end; γ < 1 to where the ratio of noise to data is √(1 − γ²) of
     the next time's."""
     path = model.path
 
     def step(x: Tensor, t: Tensor, s: Tensor, i: int) -> Tensor:
-        if times[i + 1] <= end:
-            return model.jump(x, t, torch.full_like(t, end))
+        if times[i + 1] <= 0:
+            return model.jump(x, t, torch.zeros_like(t))
         fresh = path.draw_noise(rng, f"restart-{i}", x)
         if renoise == 1:
-            return path.noise(model.jump(x, t, torch.full_like(t, end)), fresh, s)
+            return path.noise(model.jump(x, t, torch.zeros_like(t)), fresh, s)
         ahead = path.from_ratio((1 - renoise**2) ** 0.5 * path.ratio(s))
         return path.noise(model.jump(x, t, ahead) / expand(path.alpha(ahead), x), renoise * fresh, s)
 

@@ -69,7 +69,11 @@ def train(
         torch.set_num_threads(threads)
     if main:
         folder.record(
-            **task.facts, precision=precision, threads=torch.get_num_threads(), processes=accelerator.num_processes
+            **task.facts,
+            objective_version=getattr(task.objective, "version", None),
+            precision=precision,
+            threads=torch.get_num_threads(),
+            processes=accelerator.num_processes,
         )
 
     begin(accelerator, config, run_dir)

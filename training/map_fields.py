@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from training.field_types import PAIRS, STRICT, Count, Share, Size
@@ -72,7 +72,9 @@ class FlowConfig:
     """begin with the weights of this run, of the same sizes and codes, instead of fresh ones; path and objective may differ"""
     teacher: str | None = None
     """a run whose frozen denoiser is learned from in the place of the text's tokens (objectives with a few-step part)"""
-    denoiser_first: Annotated[float, Field(gt=0, lt=1)] | None = None
+    denoiser_first: Annotated[
+        Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(lambda share: share or None)
+    ] = None
     """share of the steps in which the denoiser alone is trained, before the jumps are too (objectives with a few-step part); default none"""
     project: bool = False
     """take out of the few-step loss's gradient what goes against the denoiser's"""

@@ -73,9 +73,9 @@ class RunDir:
     def record(self, **facts: Any) -> None:
         """What was true at the start stays; inputs that have changed since are refused."""
         known = self.provenance()
-        for name in ("fingerprint", "trunk_sha256"):
+        inputs = {"fingerprint": "data", "trunk_sha256": "trunk", "objective_version": "version of its objective"}
+        for name, what in inputs.items():
             if known.get(name) != facts.get(name) and name in known:
-                what = "data" if name == "fingerprint" else "trunk"
                 raise ValueError(
                     f"{self.path} was started on another {what}, which has changed since: name another folder with --run-dir"
                 )

@@ -13,7 +13,8 @@ from benchmarks.samplers import grids_of
 from eval import flow_samples
 from eval.flow import Rows, Sampling, load_flow
 from eval.flow_samples import starts_of
-from eval.records import record
+from eval.quality import quality
+from eval.records import record, written_by
 from flowlm import FlowLM, FlowLMConfig
 from flowmap.rng import Rng
 from flowmap.warp import Warp
@@ -124,6 +125,25 @@ def test_a_block_is_written_in_no_more_steps_than_it_has_tokens():
     ways = flow_runs.by_calls(run, (1, 2, 4, 8, 16), 0)
     found = {(way.options["block_length"], way.steps) for way in ways}
     assert found == {(1, 1), (4, 1), (4, 2), (4, 4)}
+
+
+def test_a_map_that_was_taught_its_jumps_is_written_by_restarts_of_more_than_one_step(small):
+    run = load_flow(str(_trained(small, "flow-leap")))
+    ways = list(flow_runs.by_calls(run, (1, 2), 0))
+    made = {(way.sampler, way.steps, way.options.get("renoise"), way.options["grid"]) for way in ways}
+    few = [(1, None), (2, None)]
+    assert made == {(s, *n, "closing") for s in ("pushforward", "euler") for n in few} | {
+        ("restart", 2, 0.7, "closing")
+    }
+    prompts = [("", "")]
+    told = [flow_samples.draw_flow(run, prompts, way, new=128)[0] for way in ways if way.sampler == "restart"]
+    told += [row | {"contract": {**row["contract"], "renoise": 0.2}} for row in told]
+    scored = quality(told, None, "characters")
+    assert len({r["contract"]["renoise"] for r in scored}) == 2  # not pooled
+    assert {written_by(r) for r in scored} == {
+        "flow-leap, grid closing, renoise 0.7",
+        "flow-leap, grid closing, renoise 0.2",
+    }
 
 
 def test_all_block_lengths_share_the_calls_of_one_bound(small, monkeypatch):

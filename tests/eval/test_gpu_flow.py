@@ -47,7 +47,7 @@ def test_every_preset_is_trained_scored_and_judged(preset, data, tmp_path, monke
     assert judged and all(0 < r["value"] < 3 for r in judged)
     grids = {
         "flow-flm": {("ddim", "clock"), ("ddpm", "clock")},
-        "flow-leap": {("pushforward", "closing"), ("euler", "clock")},
+        "flow-leap": {("pushforward", "closing"), ("restart", "closing"), ("euler", "closing")},
     }
     if preset in grids:
         assert {(r["contract"]["sampler"], r["contract"]["grid"]) for r in judged} == grids[preset]

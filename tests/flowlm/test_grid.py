@@ -1,5 +1,7 @@
 """Steps that end where training looked equally often: kept with the model, asked for by name."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -46,6 +48,28 @@ def test_a_grid_by_the_clock_ends_its_steps_there_and_an_even_one_is_the_default
     assert torch.equal(even.log_q, plain.log_q) and not torch.equal(own.log_q, plain.log_q)
     with pytest.raises(ValueError, match="unknown grid"):
         model.write(blank, Rng(1, torch.arange(5)), grid="evn")
+
+
+def test_restarts_on_the_closing_grid_land_where_the_kept_noise_says():
+    model = build("embedding")
+    blank = Known(torch.zeros(5, N, dtype=torch.long), torch.zeros(5, N, dtype=torch.bool))
+    pairs = []
+    hook = model.map.network.register_forward_pre_hook(
+        lambda _, args: pairs.append((float(args[1][0]), float(args[2][0])))
+    )
+    for renoise in (None, 0.6):
+        model.write(blank, Rng(1, torch.arange(5)), steps=3, grid="closing", sampler="restart", renoise=renoise)
+    hook.remove()
+    at = [1.0, 4 / 9, 1 / 9]  # even times, squared
+    ahead = [0.8 * s / (1 - s) / (1 + 0.8 * s / (1 - s)) for s in at[1:]]
+    told = [*zip(at, (0, 0, 0), strict=True), *zip(at, (*ahead, 0), strict=True)]
+    assert [t for pair in pairs for t in pair] == pytest.approx([t for pair in told for t in pair], abs=1e-6)
+
+
+def test_steps_stay_where_training_looked():
+    model = build("embedding")
+    times = model.times_on("closing", 100)
+    assert min(times) >= model.config.t_min and all(a > b for a, b in itertools.pairwise(times))
 
 
 def test_it_is_kept_with_the_model_and_generate_takes_it(tmp_path):

@@ -18,7 +18,7 @@ CHARACTERS = sorted(
 
 TWO_TIMES = {"flow-block-flow", "flow-cfm", "flow-dfm-esd", "flow-dfm-psd", "flow-fmlm", "flow-forcing", "flow-leap"}
 """Those whose network is told where a jump lands."""
-TAUGHT_ON_THE_CLOCK = {"flow-leap", "flow-block-flow"}
+TAUGHT_THEIR_JUMPS = {"flow-leap", "flow-block-flow"}
 """Those that write by the jumps that they were taught unless told another grid."""
 STAGES = {"flow-dfm": 0.85, "flow-dfm-psd": 0.15, "flow-dfm-esd": 0.15}
 """Of one training in two stages, the share of each."""
@@ -65,7 +65,7 @@ def test_every_preset_of_characters_trains_and_writes(name, tiny, earlier, tmp_p
     model = AutoModel.from_pretrained(model_folder(tmp_path / "run"), dtype=torch.float32)
     told = {"flow-ar": "causal", "flow-mdlm": "ancestral", "flow-bd3lm": "ancestral"}
     assert model.generation_config.sampler == told.get(name, "pushforward" if name in TWO_TIMES else "ddim")
-    grid = "closing" if name in TAUGHT_ON_THE_CLOCK else None
+    grid = "closing" if name in TAUGHT_THEIR_JUMPS else None
     assert getattr(model.generation_config, "grid", None) == grid
     (how,) = samplings(load_flow(str(tmp_path / "run")), (2,))
     assert how.options.get("grid") == grid

@@ -487,6 +487,23 @@ def test_a_training_may_begin_with_the_denoiser_alone(config, tmp_path):
     assert few[:2] == [0, 0] and min(few[2:]) > 0
 
 
+def test_a_run_that_was_begun_without_a_share_for_the_denoiser_goes_on(config, tmp_path):
+    """Configurations once said 0.0 where they say nothing today."""
+    train(config(training__steps=2), tmp_path / "run", build, quiet=True)
+    file = tmp_path / "run" / "config.yaml"
+    assert "denoiser_first: null" in file.read_text()
+    file.write_text(file.read_text().replace("denoiser_first: null", "denoiser_first: 0.0"))
+    train(config(training__steps=2), tmp_path / "run", build, quiet=True)
+    assert config(flow__denoiser_first=0.0).flow.denoiser_first is None
+
+
+def test_a_run_does_not_go_on_under_other_rules(config, tmp_path, monkeypatch):
+    train(config(training__steps=4), tmp_path / "run", build, quiet=True)
+    monkeypatch.setattr(TOKEN_OBJECTIVES[config().flow.objective], "version", 99)
+    with pytest.raises(ValueError, match="version of its objective"):
+        train(config(training__steps=4), tmp_path / "run", build, quiet=True)
+
+
 # What is learned from besides data.
 
 

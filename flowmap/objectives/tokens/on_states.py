@@ -64,6 +64,8 @@ class OnStates(Objective):
 class MomentMatchingOnStates(OnStates):
     """group_size, k, kernel, weighted: of inductive moment matching."""
 
+    version = InductiveMomentMatching.version
+
     def __init__(
         self, times: TimeLaw | None = None, weight: float = 1.0, self_conditioning: float = 0.0,
         group_size: int = 16, k: int = 8, kernel: str = "laplace", weighted: bool = False, t_min: float = 0.01,

@@ -25,8 +25,8 @@ CLOSING = 2
 
 class TrajectoryKL(WholeJumps):
     """num_steps: n. jumps: J, a power of two that divides n: a trajectory teaches its way in 1, 2, 4, … and J jumps of equal numbers of
-    steps, those that a sampler makes on the grid `closing`, and from where each begins to the end, as a sampler that adds noise again
-    asks; all from where the teacher stood. Each is drawn to its q as a sample's jump is: a way of 4 jumps weighs 8 times what a sample
+    steps, those that a sampler makes on the grid `closing`, and from where each begins to the end, as a sampler asks that draws all
+    noise afresh; all from where the teacher stood. Each is drawn to its q as a sample's jump is: a way of 4 jumps weighs 8 times what a sample
     does."""
 
     version = 2
