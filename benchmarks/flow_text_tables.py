@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.samplers import RENOISE
 from eval.frontier import at_common, frontiers
 from eval.records import mean_error, seeds_mean, written_by
 
@@ -86,9 +87,10 @@ def print_against_teachers(records: Sequence[dict[str, Any]]) -> None:
         own, taught = lines_of(subject), lines_of(f"{subject}: {TEACHER}")
         for way in dict.fromkeys(way for lines in own for way in lines):
             _, block, sampler, nfe = way
-            if sampler != "pushforward" or nfe not in (1, 2, 4):
+            if sampler not in ("pushforward", "restart") or nfe not in (1, 2, 4):
                 continue
-            itself = [lines.get((way[0], block, "euler", max(CALLS))) for lines in own]
+            alike = way[0].replace(f", renoise {RENOISE:g}", "")  # Euler's method has none
+            itself = [lines.get((alike, block, "euler", max(CALLS))) for lines in own]
             teacher = [next(iter(lines.values()), None) for lines in taught]
             for name, others in (("itself", itself), ("its teacher", teacher)):
                 pairs = [(lines.get(way), other) for lines, other in zip(own, others, strict=True)]

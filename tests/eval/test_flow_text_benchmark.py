@@ -268,6 +268,7 @@ def test_an_ordering_is_reproduced_where_two_errors_over_seeds_tell_the_sides_ap
 def test_maps_meet_their_teachers_and_themselves_at_an_entropy_of_both(capsys):
     rows = [
         *_judged("map", [{0.0: (1.0, 1.0), 1.0: (2.0, 2.0)}] * 2, nfe=4, sampler="pushforward", grid="clock"),
+        *_judged("map", [{1.0: (2.0, 1.0)}], nfe=4, sampler="restart", renoise=0.7, grid="clock"),
         *_judged("map", [{0.0: (1.0, 2.0), 1.0: (3.0, 4.0)}] * 2, nfe=16, sampler="euler", grid="clock"),
         *_judged("map: teacher", [{1.0: (5.0, 1.0)}], nfe=16, sampler="ddim", grid="clock"),
     ]
@@ -276,6 +277,7 @@ def test_maps_meet_their_teachers_and_themselves_at_an_entropy_of_both(capsys):
     means = [f"{v} ± 0.000" for v in ("2.000", "2.000", "3.000", "-1.000")]
     assert told[0] == ["t", "map, grid clock", "4", "itself", "2 of 2", *means]
     assert told[1][3:6] == ["its teacher", "0 of 1", "none in common"]
+    assert told[2][1:] == ["map, grid clock, renoise 0.7", "4", "itself", "1 of 1", "2.000", "1.000", "3.000", "-2.000"]
 
 
 def test_a_map_that_reads_its_codes_takes_that_call_off_its_steps():
