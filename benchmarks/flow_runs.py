@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.cells import cell_name
-from benchmarks.samplers import RENOISE, grid_for, grids_of, passes_of, samplers_of
+from benchmarks.samplers import FEWEST, grids_of, passes_of, samplers_of, told_for
 from eval.flow import FlowRun, Sampling, samplings
 from flowmap.warp import Warp
 from training.config import RunConfig, load_preset, override, to_dict
@@ -130,18 +130,12 @@ def by_calls(
     decoders = (None, "nearest") if nearest else (None,)
     for sampler, length, passes, decoder in product(samplers_of(run.model), lengths, all_passes, decoders):
         once = False if passes < max(all_passes) else None
-        asked = SimpleNamespace(
-            block=length,
-            self_conditioning=once,
-            grid=grid_for(run.model),
-            renoise=RENOISE if sampler == "restart" else None,
-            decoder=decoder,
-        )
+        told = told_for(run.model, sampler)
+        asked = SimpleNamespace(block=length, self_conditioning=once, decoder=decoder, **told)
         of_block = [n for n in block_steps if length and n <= length]
         steps = run.model.grids(of_block) if length else grids_of(run.model, calls, passes)
-        if sampler == "restart":  # of one step it is none
-            steps = tuple(n for n in steps if n > 1)
-        yield from samplings(run, steps, sampler, warp, seed, asked)
+        few = [n for n in steps if n >= FEWEST.get(sampler, 1)]
+        yield from samplings(run, few, sampler, warp, seed, asked)
 
 
 def largest(presets: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.gpu.fit import fit
 from benchmarks.gpu.fit_map import fit_map
 from benchmarks.gpu.text import prepare, read
-from benchmarks.samplers import RENOISE, grid_for, grids_of, samplers_of
+from benchmarks.samplers import FEWEST, grids_of, samplers_of, told_for
 from eval.records import record, write_records
 from eval.text_laws import distinct, unigram_entropy
 from flowlm.discrete.likelihood import exact_nll, nelbo
@@ -115,7 +115,7 @@ class Bench:
             for block in model.config.block_lengths or (None,):
                 self.scored(name, model, block)
             for sampler in samplers_of(model):
-                few = [steps for steps in grids_of(model, CALLS) if steps > 1 or sampler != "restart"]
+                few = [steps for steps in grids_of(model, CALLS) if steps >= FEWEST.get(sampler, 1)]
                 for steps, temperature in product(few, TEMPERATURES):
                     self.written(name, model, sampler, steps, temperature)
 
@@ -245,8 +245,7 @@ class Bench:
     @torch.no_grad()
     def written(self, name: str, model: Any, sampler: str, steps: int, temperature: float) -> None:
         written, nfe = [], 0
-        told = {"grid": own} if (own := grid_for(model)) else {}
-        told |= {"renoise": RENOISE} if sampler == "restart" else {}
+        told = told_for(model, sampler)
         for rows in self.parts(self.args.num):
             blank = torch.zeros(len(rows), self.args.length, dtype=torch.long, device=self.device)
             known = Known(blank, torch.zeros_like(blank, dtype=torch.bool))

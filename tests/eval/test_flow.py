@@ -134,6 +134,20 @@ def test_what_does_not_apply_is_one_line(runs, words, what, capsys):
     assert what in error and error.count("\n") == 1
 
 
+def test_a_probe_by_other_noise_is_kept_beside_the_other(runs):
+    how = ["--suite", "poker", "--steps", "3", "--num", "20", "--sampler", "restart"]
+    folder = runs / "poker" / "records"
+    before = set(folder.glob("*restart*"))
+    for more in ([], ["--renoise", "0.5"]):
+        assert leaplm.main(["probe", str(runs / "poker"), *how, *more]) == 0
+    made = [json.loads(file.read_text())["results"] for file in sorted(set(folder.glob("*restart*")) - before)]
+    assert len(made) == 2
+    told = {
+        found[0]["contract"].get("renoise"): [r["value"] for r in found if r["metric"] == "validity"] for found in made
+    }
+    assert set(told) == {None, 0.5}
+
+
 def test_a_broken_checkpoint_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "leaplm-flow"}))
     (tmp_path / "model.safetensors").write_bytes(b"no")

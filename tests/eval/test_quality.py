@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from eval.loading import LoadedRun
 from eval.quality import judge_nll, quality, ratio_error
 from eval.records import written_by
+from eval.sample_command import way
 from eval.samples import read_samples, write_samples
 from eval.text_laws import distinct, repetition, unigram_entropy
 from mtp import MTPForCausalLM
@@ -122,10 +123,11 @@ def test_samples_that_were_written_otherwise_are_scored_apart():
         {"grid": "clock"},
         {"order": "random"},
         {"delay": 1},
+        {"renoise": 0.5},
     )
     rows = [row("a b c d" if n else "a a a a", subject="flow", real="a b") for n in range(len(ways)) for _ in range(2)]
     for n, one in enumerate(rows):
         one["contract"] |= {"sampler": "ddim", "steps": 4, "nfe": 4, **ways[n // 2]}
     found = [r for r in quality(rows, None, "words") if r["metric"] == "entropy" and r["subject"] == "flow"]
     assert len(found) == len(ways) and all(r["n"] == 2 for r in found)
-    assert len({written_by(r) for r in found}) == len(ways)
+    assert len({written_by(r) for r in found}) == len({way(r) for r in found}) == len(ways)

@@ -73,6 +73,8 @@ def test_what_needs_straight_paths_is_refused_in_a_line():
     for sampler in set(SERIAL) - {"pushforward", "ddim", "restart"}:
         with pytest.raises(ValueError, match="sample it by ddim"):
             model.generate(num_steps=2, sampler=sampler)
+    with pytest.raises(ValueError, match="on the sphere no share of the noise"):
+        model.generate(num_steps=2, sampler="restart", renoise=0.5)
     with pytest.raises(ValueError, match="set the path slerp"):
         build("sphere")
     with pytest.raises(ValueError, match="set the codebook sphere"):
