@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.cells import cell, settings
 from benchmarks.flow_runs import Planned, by_calls, largest
+from benchmarks.samplers import GRID
 from eval.flow import load_flow
 from eval.records import seeds_mean, written_by
 from eval.validity.flow_probe import probe_flow
@@ -94,7 +95,7 @@ def flow_cell(
         return records
 
     other = None if temperature == 1 else temperature
-    inputs = {**planned.inputs(), "law": suite.fingerprint, "num": num, "calls": list(CALLS), "temperature": other}
+    inputs = {**planned.inputs(), "law": suite.fingerprint, "num": num, "calls": list(CALLS), "temperature": other, "grid": GRID}
     name = planned.name if other is None else f"{planned.name}-temperature-{temperature:g}"
     return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
 

@@ -26,6 +26,7 @@ from benchmarks.cells import cell, settings
 from benchmarks.flow_runs import Planned, by_calls, largest
 from benchmarks.flow_text_tables import CALLS, TEACHER, plot, print_against_teachers, print_bounds, print_quality
 from benchmarks.orderings import needed, print_orderings
+from benchmarks.samplers import GRID
 from eval.flow import load_flow
 from eval.flow_perplexity import measure_flow
 from eval.flow_samples import draw_flow
@@ -149,7 +150,7 @@ def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list
 
     inputs = {
         **planned.inputs(), "judge": to_dict(judge_config), "calls": list(CALLS), "temperatures": list(TEMPERATURES),
-        "windows": [WINDOWS, NETWORK_CALLS, NUM],
+        "windows": [WINDOWS, NETWORK_CALLS, NUM], "grid": GRID,
     }  # fmt: skip
     return cell(RESULTS / f"{on}-{planned.name}.json", inputs, command, measure, kept)
 

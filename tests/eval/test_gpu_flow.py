@@ -46,7 +46,7 @@ def test_every_preset_is_trained_scored_and_judged(preset, data, tmp_path, monke
     judged = [r for r in own if r["metric"] == "judge_nll"]
     assert judged and all(0 < r["value"] < 3 for r in judged)
     grids = {
-        "flow-flm": {("ddim", "clock"), ("ddpm", "clock")},
+        "flow-flm": {("ddim", "closing"), ("ddpm", "closing")},
         "flow-leap": {("pushforward", "closing"), ("restart", "closing"), ("euler", "closing")},
     }
     if preset in grids:
