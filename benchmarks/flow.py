@@ -95,7 +95,14 @@ def flow_cell(
         return records
 
     other = None if temperature == 1 else temperature
-    inputs = {**planned.inputs(), "law": suite.fingerprint, "num": num, "calls": list(CALLS), "temperature": other, "grid": GRID}
+    inputs = {
+        **planned.inputs(),
+        "law": suite.fingerprint,
+        "num": num,
+        "calls": list(CALLS),
+        "temperature": other,
+        "grid": GRID,
+    }
     name = planned.name if other is None else f"{planned.name}-temperature-{temperature:g}"
     return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
 

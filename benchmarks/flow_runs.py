@@ -119,19 +119,24 @@ def windows_of(preset: str) -> int:
 
 
 def by_calls(
-    run: FlowRun, calls: Sequence[int], seed: int, warp: Warp | None = None, block_steps: Sequence[int] = (1, 2, 4, 8)
+    run: FlowRun,
+    calls: Sequence[int],
+    seed: int,
+    warp: Warp | None = None,
+    block_steps: Sequence[int] = (1, 2, 4, 8),
+    score: float = 1.0,
 ) -> Iterator[Sampling]:
     """The measured ways of the model to write, steps ending where it was taught that they do, or its training looked equally often. Whole windows: at so many calls of its network a sample, by every sampler, and where
     it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block, as many as it has
     tokens at most. Where there is a
-    decoder of its own, by the nearest codes too, which draw nothing: at temperature 0 alone."""
+    decoder of its own, by the nearest codes too, which draw nothing: at temperature 0 alone. score: the score temperature."""
     lengths, all_passes = run.model.config.block_lengths or [None], passes_of(run.model)
     nearest = getattr(run.model.config, "rounding", None) and warp is not None and warp.temperature == 0
     decoders = (None, "nearest") if nearest else (None,)
     for sampler, length, passes, decoder in product(samplers_of(run.model), lengths, all_passes, decoders):
         once = False if passes < max(all_passes) else None
         told = told_for(run.model, sampler)
-        asked = SimpleNamespace(block=length, self_conditioning=once, decoder=decoder, **told)
+        asked = SimpleNamespace(block=length, self_conditioning=once, decoder=decoder, score_temperature=score, **told)
         of_block = [n for n in block_steps if length and n <= length]
         steps = run.model.grids(of_block) if length else grids_of(run.model, calls, passes)
         few = [n for n in steps if n >= FEWEST.get(sampler, 1)]

@@ -7,7 +7,7 @@
 
 A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from, all of them together on BUDGET
 windows at most; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
-a model of blocks at every length, in as many calls together); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, in 1, 2,
+a model of blocks at every length, in as many calls together); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, of flows at 0 and 1 and at score temperatures 0.8, 1 and 1.2, in 1, 2,
 4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length that has as many tokens. The judge is
 the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. A frozen
 teacher writes in 16 calls beside its map. Two commands at once must not both train the judge. Cells and the plot lie in benchmarks/results/flow-text/, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
@@ -15,7 +15,6 @@ teacher writes in 16 calls beside its map. Two commands at once must not both tr
 
 import argparse
 import sys
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -26,7 +25,7 @@ from benchmarks.cells import cell, settings
 from benchmarks.flow_runs import Planned, by_calls, largest
 from benchmarks.flow_text_tables import CALLS, TEACHER, plot, print_against_teachers, print_bounds, print_quality
 from benchmarks.orderings import needed, print_orderings
-from benchmarks.samplers import GRID
+from benchmarks.samplers import GRID, SCORE_TEMPERATURES, TEMPERATURES, knobs_of
 from eval.flow import load_flow
 from eval.flow_perplexity import measure_flow
 from eval.flow_samples import draw_flow
@@ -54,7 +53,6 @@ PLAN = {
 }  # fmt: skip
 BUDGET = dict.fromkeys(PLAN, 1200 * 64)
 """Windows of 128 that are read in training, at most: models of blocks have fewer steps, of windows that they read twice."""
-TEMPERATURES = (0.0, 0.7, 1.0)
 WINDOWS, NETWORK_CALLS, NUM = 512, 64, 128
 """Scored windows, calls of the network for each, written windows."""
 
@@ -130,17 +128,18 @@ def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list
         prompts = held_out_prompts(run, NUM, 0, run.model.config.length)
         rows = [
             row
-            for temperature in TEMPERATURES
-            for how in by_calls(run, CALLS, planned.seed, Warp(temperature))
+            for temperature, score in knobs_of(run.model)
+            for how in by_calls(run, CALLS, planned.seed, Warp(temperature), score=score)
             for row in draw_flow(run, prompts, how, new=run.model.config.length)
         ]
         names = {run.subject: planned.subject, "data": "data"}
         if before := planned.earlier().get("teacher"):
             teacher = load_flow(str(before.path))
             usual = teacher.model.generation_config.sampler
-            how = next(how for how in by_calls(teacher, CALLS[-1:], planned.seed) if how.sampler == usual)
-            for temperature in TEMPERATURES:
-                drawn = draw_flow(teacher, prompts, replace(how, warp=Warp(temperature)), new=run.model.config.length)
+            for temperature, score in knobs_of(teacher.model):
+                ways = by_calls(teacher, CALLS[-1:], planned.seed, Warp(temperature), score=score)
+                how = next(how for how in ways if how.sampler == usual)
+                drawn = draw_flow(teacher, prompts, how, new=run.model.config.length)
                 rows += [{**row, "subject": TEACHER} for row in drawn]
             names[TEACHER] = f"{planned.subject}: {TEACHER}"
         write_samples(planned.folder / f"samples-{planned.name}.jsonl", rows)
@@ -149,7 +148,7 @@ def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list
         return [r | common | {"subject": names[r["subject"]]} for r in scored]
 
     inputs = {
-        **planned.inputs(), "judge": to_dict(judge_config), "calls": list(CALLS), "temperatures": list(TEMPERATURES),
+        **planned.inputs(), "judge": to_dict(judge_config), "calls": list(CALLS), "temperatures": [*TEMPERATURES, *SCORE_TEMPERATURES],
         "windows": [WINDOWS, NETWORK_CALLS, NUM], "grid": GRID,
     }  # fmt: skip
     return cell(RESULTS / f"{on}-{planned.name}.json", inputs, command, measure, kept)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.samplers import RENOISE
-from eval.frontier import at_common, frontiers
+from eval.frontier import at_common, frontiers, knobs
 from eval.records import mean_error, seeds_mean, written_by
 
 CALLS = (1, 2, 4, 8, 16)
@@ -37,7 +37,7 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
     for on, subject in _pairs(records):
         own = [r for r in records if (r["on"], r["subject"]) == (on, subject) and r["metric"] in METRICS]
         for kind in dict.fromkeys(map(_kind, own)):
-            sampler, renoise, temperature, block, decoder, one_pass = kind
+            sampler, renoise, temperature, score, block, decoder, one_pass = kind
             same = [r for r in own if _kind(r) == kind]
             by = {n: [r for r in same if _column(r) == n] for n in dict.fromkeys(map(_column, same))}
             told = [_three(by[n]) if n in by else "" for n in CALLS]
@@ -52,14 +52,16 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
                 + (f" and {apart} calls of it" if apart else "")
                 + (", one pass" if one_pass else "")
             )
-            at = "" if temperature is None else f"{temperature:g}"
+            at = "" if temperature is None else f"{temperature:g}" + (f", score {score:g}" if score else "")
             print(f"| {on} | {subject} | {how} | {at} | " + " | ".join(told) + " |")
 
 
 def _kind(r: dict[str, Any]) -> tuple[Any, ...]:
-    """Sampler, share of fresh noise, temperature, block length, decoder, and whether a model that conditions on itself did without."""
+    """Sampler, share of fresh noise, temperature, score temperature, block length, decoder, and whether a model that conditions on itself did without."""
     contract = r["contract"]
-    told = (contract.get(name) for name in ("sampler", "renoise", "temperature", "block", "decoder"))
+    told = (
+        contract.get(name) for name in ("sampler", "renoise", "temperature", "score_temperature", "block", "decoder")
+    )
     return (*told, contract.get("self_conditioning") is False)
 
 
@@ -105,7 +107,7 @@ def print_against_teachers(records: Sequence[dict[str, Any]]) -> None:
                 print(f"| {on} | {way[0]} | {nfe} | {name} | {len(found)} of {len(met)} | {told} | {apart} |")
 
 
-def _points(line: dict[float, tuple[float, float, float]]) -> list[tuple[float, float]]:
+def _points(line: dict[Any, tuple[float, float, float]]) -> list[tuple[float, float]]:
     return [(entropy, nll) for entropy, nll, _ in line.values()]
 
 
@@ -150,7 +152,8 @@ def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
         judged = [r for r in records if (r["on"], r["metric"]) == (on, "judge_nll")]
         for r in [r for r in judged if r["subject"] == "data"][:1]:
             axis.axhline(r["value"], color="gray", linestyle=":", label="real text")
-        hot = [r for r in judged if r["contract"].get("temperature") == 1.0 and not r["contract"].get("block")]
+        hot = [r for r in judged if "temperature" in r["contract"] and knobs(r) == (1.0, 1.0)]
+        hot = [r for r in hot if not r["contract"].get("block")]
         for who, sampler in dict.fromkeys((written_by(r), r["contract"]["sampler"]) for r in hot):
             own = [r for r in hot if (written_by(r), r["contract"]["sampler"]) == (who, sampler)]
             calls = sorted({r["contract"]["nfe"] for r in own})

@@ -13,7 +13,7 @@ from typing import Any
 
 from scipy.stats import t
 
-from eval.frontier import at_common
+from eval.frontier import Knobs, at_common, knobs, one_knob
 from eval.records import mean_error
 
 Variant = dict[str, Any]
@@ -101,20 +101,20 @@ def bound_of(records: Sequence[dict[str, Any]], ordering: Ordering, side: int) -
 
 
 def samples_of(records: Sequence[dict[str, Any]], ordering: Ordering, side: int) -> Pairs:
-    """Of the records of one seed: entropy and judge's NLL by temperature, as the model was trained to be asked."""
+    """Of the records of one seed: entropy and judge's NLL by knob, as the model was trained to be asked."""
     wanted = {"sampler": ordering.samplers[side], "nfe": ordering.calls[side]}
     if ordering.decoders[side]:
         wanted["decoder"] = ordering.decoders[side]
-    by_temperature: dict[float, dict[str, float]] = {}
+    by_knobs: dict[Knobs, dict[str, float]] = {}
     for r in records:
         contract = r["contract"]
         if r["subject"] != subject_of((ordering.better, ordering.worse)[side]):
             continue
         if contract.get("self_conditioning") is False or any(contract.get(k) != v for k, v in wanted.items()):
             continue
-        by_temperature.setdefault(contract["temperature"], {})[r["metric"]] = r["value"]
-    both = [found for found in by_temperature.values() if {"entropy", "judge_nll"} <= set(found)]
-    return [(found["entropy"], found["judge_nll"]) for found in both]
+        by_knobs.setdefault(knobs(r), {})[r["metric"]] = r["value"]
+    both = {turned: found for turned, found in by_knobs.items() if {"entropy", "judge_nll"} <= set(found)}
+    return [(found["entropy"], found["judge_nll"]) for found in one_knob(both).values()]
 
 
 def compared(records: Sequence[dict[str, Any]], ordering: Ordering) -> tuple[float | None, float, float] | None:

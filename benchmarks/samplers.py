@@ -9,6 +9,9 @@ RENOISE = 0.7
 """Of restarts: the share of a state's noise that is fresh."""
 GRID = "closing"
 """Of flows with a clock, taught jumps or none: better than even shares of it for every sampler that was measured on both."""
+TEMPERATURES = ((0.0, 1.0), (0.7, 1.0), (1.0, 1.0))
+SCORE_TEMPERATURES = ((0.0, 1.0), (1.0, 0.8), (1.0, 1.0), (1.0, 1.2))
+"""(temperature of the tokens' draw, score temperature) at which samples are judged; of flows the latter, where they can."""
 FEWEST = {"restart": 2}
 """Steps that are another way to write than pushforward's one."""
 BASELINES = {"leaplm-masked-diffusion": ("ancestral", "even"), "leaplm-autoregressive": ("causal",)}
@@ -28,6 +31,12 @@ def told_for(model: Any, sampler: str) -> dict[str, Any]:
     grid = taught or (GRID if getattr(model.config, "clock", None) else None)
     told = {"grid": grid, "renoise": RENOISE if sampler == "restart" else None}
     return {name: value for name, value in told.items() if value is not None}
+
+
+def knobs_of(model: Any) -> tuple[tuple[float, float], ...]:
+    """At which its samples are judged: where no temperature of the last softmax moves their entropy, that of all others."""
+    scored = "score_temperature" in model.generation_config_class.extras and not model.map.finishes
+    return SCORE_TEMPERATURES if scored else TEMPERATURES
 
 
 def passes_of(model: Any) -> tuple[int, ...]:

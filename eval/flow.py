@@ -58,9 +58,10 @@ class Sampling:
 OPTIONS = {
     "block": "block_length", "delay": "delay", "order": "order", "self_conditioning": "self_conditioning",
     "decoder": "decoder", "guidance": "guidance", "grid": "grid", "renoise": "renoise",
+    "score_temperature": "score_temperature",
 }  # fmt: skip
 """Of a command, by the name that `write` has for each."""
-NEUTRAL = {"guidance": 1.0, "renoise": 1.0}
+NEUTRAL = {"guidance": 1.0, "renoise": 1.0, "score_temperature": 1.0}
 """What asks for nothing, besides None."""
 
 

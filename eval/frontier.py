@@ -1,9 +1,10 @@
 """What samples cost under a judge at equal entropy: sharper draws always please it, so two models are compared on their
-frontiers, temperature by temperature."""
+frontiers, knob by knob: the temperature of the tokens' own draw, or of a flow's that of the codes it heads for, since the
+last softmax of many steps has little left to draw."""
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from eval.pictures import Point, plot
 from eval.records import over_seeds, written_by
@@ -11,7 +12,7 @@ from eval.report import Section
 
 
 def at_entropy(pairs: Sequence[tuple[float, float]], entropy: float) -> float | None:
-    """pairs: (entropy, judge NLL) by temperature → the NLL where a line between two neighbours has that entropy; None
+    """pairs: (entropy, judge NLL) by knob → the NLL where a line between two neighbours has that entropy; None
     where all samples have more, or less."""
     alike: dict[float, list[float]] = {}
     for where, nll in pairs:
@@ -38,27 +39,39 @@ def at_common(
 
 Way = tuple[Any, ...]
 """Subject, block, sampler, network calls of a refined text."""
+P = TypeVar("P")
+Knobs = tuple[float, float]
+"""Temperature of the tokens' draw, score temperature."""
 
 
-def frontiers(records: Sequence[dict[str, Any]], on: str) -> dict[Way, dict[float, tuple[float, float, float]]]:
-    """Way of writing → temperature → (entropy, judge NLL, its standard error), means over training seeds."""
-    found: dict[tuple[Way, float], dict[str, list[dict[str, Any]]]] = {}
+def frontiers(records: Sequence[dict[str, Any]], on: str) -> dict[Way, dict[Knobs, tuple[float, float, float]]]:
+    """Way of writing → knobs → (entropy, judge NLL, its standard error), means over training seeds; one knob is turned."""
+    found: dict[tuple[Way, Knobs], dict[str, list[dict[str, Any]]]] = {}
     for r in records:
-        temperature = r.get("contract", {}).get("temperature")
-        if r["on"] == on and r["metric"] in ("judge_nll", "entropy") and temperature is not None:
-            found.setdefault((way(r), temperature), {}).setdefault(r["metric"], []).append(r)
-    lines: dict[Way, dict[float, tuple[float, float, float]]] = {}
-    for (who, temperature), both in found.items():
+        if r["on"] == on and r["metric"] in ("judge_nll", "entropy") and "temperature" in r.get("contract", {}):
+            found.setdefault((way(r), knobs(r)), {}).setdefault(r["metric"], []).append(r)
+    lines: dict[Way, dict[Knobs, tuple[float, float, float]]] = {}
+    for (who, turned), both in found.items():
         if len(both) == 2:
             nll, entropy = over_seeds(both["judge_nll"]), over_seeds(both["entropy"])
-            lines.setdefault(who, {})[temperature] = (entropy["value"], nll["value"], nll.get("stderr", 0.0))
-    return lines
+            lines.setdefault(who, {})[turned] = (entropy["value"], nll["value"], nll.get("stderr", 0.0))
+    return {who: one_knob(line) for who, line in lines.items()}
+
+
+def knobs(r: dict[str, Any]) -> Knobs:
+    return r["contract"]["temperature"], r["contract"].get("score_temperature", 1.0)
+
+
+def one_knob(points: dict[Knobs, P]) -> dict[Knobs, P]:
+    """Those that differ in the score temperature, where it was turned, and else in the temperature."""
+    scored = {turned: point for turned, point in points.items() if turned[0] == 1}
+    return scored if len(scored) > 1 else {turned: point for turned, point in points.items() if turned[1] == 1}
 
 
 def way(r: dict[str, Any]) -> Way:
-    contract = r["contract"]
+    contract = {name: value for name, value in r["contract"].items() if name != "score_temperature"}
     refined = (contract["sampler"], contract["nfe"]) if "sampler" in contract else (None, None)
-    return (written_by(r), contract.get("block", 1), *refined)
+    return (written_by({**r, "contract": contract}), contract.get("block", 1), *refined)
 
 
 def sections(records: Sequence[dict[str, Any]]) -> list[Section]:
@@ -66,7 +79,7 @@ def sections(records: Sequence[dict[str, Any]]) -> list[Section]:
     made = []
     for on in dict.fromkeys(r["on"] for r in records if r["metric"] == "judge_nll"):
         series = {
-            _name(who): [Point(x, y, error, f"T={t:g}") for t, (x, y, error) in sorted(line.items())]
+            _name(who): [Point(x, y, error, _label(turned)) for turned, (x, y, error) in sorted(line.items())]
             for who, line in frontiers(records, on).items()
             if len(line) > 1
         }
@@ -82,6 +95,11 @@ def sections(records: Sequence[dict[str, Any]]) -> list[Section]:
         picture = plot(series, "unigram entropy of a sample, nats", "judge NLL")
         made.append(Section(f"Judge's frontier: {on}", text, picture))
     return made
+
+
+def _label(turned: Knobs) -> str:
+    temperature, score = turned
+    return f"T={temperature:g}" + (f", score T={score:g}" if score != 1 else "")
 
 
 def _name(who: Way) -> str:

@@ -71,6 +71,9 @@ def probe(argv: list[str]) -> None:
         shorter towards the text (closing); default as it taught: even"""
         renoise: float | None = None
         """flow language models, with --sampler restart: share of the noise that is fresh after every jump, default 1, all of it"""
+        score_temperature: float | None = None
+        """flow language models: of every softmax whose expected code a jump heads for, not of the tokens' own draw: below 1 likelier
+        text, above 1 more varied; default 1"""
         guidance: float = 1.0
         """flow language models whose prompts were dropped now and then: classifier-free guidance, at twice the calls; 1 is none"""
 

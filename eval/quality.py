@@ -23,7 +23,7 @@ from training.data.tokenizer import start_token
 NGRAMS = (1, 2, 4)
 ALIKE = (
     "block", "temperature", "top_p", "threshold", "drawn", "steps", "sampler", "decoder", "self_conditioning", "grid", "order", "delay",
-    "guidance", "renoise",
+    "guidance", "renoise", "score_temperature",
 )  # fmt: skip
 """What samples that are scored together have in common, of their contracts."""
 COMPARED = (1, 2)

@@ -138,6 +138,8 @@ def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 PLAIN = {"grid": "even", "order": "left-to-right"}
 """What is done where nothing else is asked for."""
+SHARES = ("renoise", "guidance", "top_p", "score_temperature")
+"""Numbers of which 1 asks for nothing."""
 
 
 def written_by(r: Mapping[str, Any]) -> str:
@@ -146,6 +148,6 @@ def written_by(r: Mapping[str, Any]) -> str:
     told = [f"decoder {contract['decoder']}"] if contract.get("decoder") in ("softmax", "nearest") else []
     told += ["one pass a step"] * (contract.get("self_conditioning") is False)
     told += [f"{name} {contract[name]}" for name, plain in PLAIN.items() if contract.get(name) not in (None, plain)]
-    told += [f"{name} {contract[name]:g}" for name in ("renoise", "guidance", "top_p") if contract.get(name, 1) != 1]
+    told += [f"{name.replace('_', ' ')} {contract[name]:g}" for name in SHARES if contract.get(name, 1) != 1]
     told += [f"delay {contract['delay']}"] if contract.get("delay") else []
     return ", ".join([r["subject"], *told])

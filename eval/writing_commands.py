@@ -64,6 +64,9 @@ def sample(argv: list[str]) -> None:
         shorter towards the text (closing); default as it taught: even"""
         renoise: float | None = None
         """flow language models, with --sampler restart: share of the noise that is fresh after every jump, default 1, all of it"""
+        score_temperature: float | None = None
+        """flow language models: of every softmax whose expected code a jump heads for, not of the tokens' own draw: below 1 likelier
+        text, above 1 more varied; default 1"""
         decoder: Literal["softmax", "contextual", "nearest"] | None = None
         """flow language models: each token from its own softmax, by the decoder that was trained along, default where there
         is one, or the nearest code of its state"""

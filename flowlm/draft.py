@@ -14,17 +14,19 @@ Watcher = Callable[[Tensor], None]
 
 
 class Draft(Guided):
-    """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate. guidance w: the samplers walk by
+    """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate. score_temperature τ: the samplers head for the
+    codes expected under p^{1/τ} (2211.15089); tokens are drawn from p itself. guidance w: the samplers walk by
     g_0 + w·(g_c − g_0), g_0 where nothing that is known is shown, and tokens are drawn from p ∝ p_0^{1−w} p_c^w."""
 
     def __init__(
-        self, model: TokenMap | TwoPass, context: TokenContext | None, watch: Watcher | None, guidance: float = 1.0
-    ) -> None:
+        self, model: TokenMap | TwoPass, context: TokenContext | None, watch: Watcher | None, guidance: float = 1.0,
+        score_temperature: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__(
             model, context, None if guidance == 1 or context is None else context.known.without(), guidance
         )
         self.passes, self.finishes = getattr(model, "passes", 1), getattr(model, "finishes", False)
-        self.watch, self.decoder_calls = watch, 0
+        self.watch, self.decoder_calls, self.score_temperature = watch, 0, score_temperature
 
     @torch.no_grad()
     def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
@@ -62,7 +64,8 @@ class Draft(Guided):
 
     def ends(self, answers: list[Tensor], x: Tensor) -> Tensor:
         """g of the logits of every branch."""
-        return self.mixed(*(self.path.expected(self.model.codebook, z, x).to(x.dtype) for z in answers))
+        heated = answers if self.score_temperature == 1 else [z / self.score_temperature for z in answers]
+        return self.mixed(*(self.path.expected(self.model.codebook, z, x).to(x.dtype) for z in heated))
 
     @torch.no_grad()
     def read(self, landed: Tensor) -> Tensor:

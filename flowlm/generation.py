@@ -44,11 +44,13 @@ class FlowGenerationConfig(GenerationConfig):
     starts of two tokens that have times of their own, 0 being all at once; decoder, softmax or contextual, of whose laws
     do_sample, temperature, top_k and top_p are then, or nearest, which draws nothing; guidance w, away from what it would write without the prompt, at twice the
     calls, 1 being none; grid, even, clock or closing, of the times that steps end at; renoise, of
-    the sampler restart, the share of the noise that is fresh, 1 being all."""
+    the sampler restart, the share of the noise that is fresh, 1 being all; score_temperature, of the softmaxes whose expected codes the jumps head for,
+    above 0, 1 being none."""
 
     samplers: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
     extras: ClassVar[tuple[str, ...]] = (
         "self_conditioning", "block_length", "delay", "order", "decoder", "guidance", "grid", "renoise",
+        "score_temperature",
     )  # fmt: skip
     """Options that only some models have: given on to `write` where they are not None."""
 
@@ -63,6 +65,7 @@ class FlowGenerationConfig(GenerationConfig):
         self.guidance: float | None = kwargs.pop("guidance", None)
         self.grid: str | None = kwargs.pop("grid", None)
         self.renoise: float | None = kwargs.pop("renoise", None)
+        self.score_temperature: float | None = kwargs.pop("score_temperature", None)
         super().__init__(**kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:

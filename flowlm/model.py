@@ -123,12 +123,12 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
     def write(
         self, known: Known, rng: Rng, *, end: int | None = None, block_length: int | None = None, delay: int | None = None,
         order: Order | None = None, self_conditioning: bool | None = None, decoder: str | None = None,
-        guidance: float | None = None, grid: str | None = None, renoise: float | None = None, **how: Any,
+        guidance: float | None = None, grid: str | None = None, renoise: float | None = None, score_temperature: float | None = None, **how: Any,
     ) -> Written:  # fmt: skip
         """known: of whole windows. end: places from there on need not be written. block_length: default the longest that it
         was trained for. self_conditioning: default, if the model was trained so. decoder: of
         DECODERS, default contextual where the model has one. grid: even (default), steps of one length; clock, steps between which
-        training looked equally often; closing, the same growing shorter towards the text. guidance: of a model whose prompts were dropped now and then. renoise: of the sampler restart, default 1. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
+        training looked equally often; closing, the same growing shorter towards the text. guidance: of a model whose prompts were dropped now and then. renoise: of the sampler restart, default 1. score_temperature: of the codes that jumps head for, default 1. The rest as in `writing.write`. → windows, or as many of their blocks as reach the end."""
         config, delay, order = self.config, delay or 0, order or "left-to-right"
         if delay and config.noise != "token":
             raise ValueError(f"delay {delay} needs a model whose tokens had times of their own in training: leave it 0")
@@ -148,6 +148,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             "order": order,
             "guidance": 1.0 if guidance is None else guidance,
             "renoise": 1.0 if renoise is None else renoise,
+            "score_temperature": 1.0 if score_temperature is None else score_temperature,
             "decoder": self.decoder(decoder, delay),
             "block": size if config.block_lengths else None,
         }

@@ -145,13 +145,14 @@ def write(
     decoder: str = "softmax",
     times: tuple[float, ...] | None = None,
     renoise: float = 1.0,
+    score_temperature: float = 1.0,
     block: int | None = None,
     ends: Sequence[int] = (),
     told: Watcher | None = None,
     cached: bool = True,
 ) -> Written:
     """like: (batch, length, state size), whose shape, place and type the states have. The next five, delay, order, decoder,
-    times and renoise as in `Refinement`; guidance as in `Draft`.
+    times and renoise as in `Refinement`; guidance and score_temperature as in `Draft`.
     block: tokens of a block; None: the window is refined as a whole. The rest is for blocks, as in `write_blocks`.
     watch: hears at every call of the network the likeliest tokens, of the window as far as it has been come to."""
     if self_conditioning and model.network.read_self is None:
@@ -159,20 +160,30 @@ def write(
     how = Refinement(steps, sampler, warp or Warp(), delay, order, decoder, times, renoise)
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise ValueError("times and states are kept in fp32: load the model with dtype=torch.float32")
+    if not score_temperature > 0:
+        raise ValueError(f"score temperature {score_temperature} must be above 0; 1 is none")
+    if score_temperature != 1 and model.finishes:
+        raise ValueError(f"score temperature {score_temperature} is of codes that have a table: leave it out")
     asked: Any = TwoPass(model) if self_conditioning else model
     if sampler in PARALLEL and block is not None:
         raise ValueError(f"sampler {sampler} asks for all steps at once, and blocks keep a cache of one: take another")
     if guidance != 1 and block is not None:
         raise ValueError(f"guidance {guidance}: what stands before a block is always shown, leave it out for blocks")
     if block is None:
-        draft = Draft(asked, nothing(like) if known is None and (delay or guidance != 1) else known, watch, guidance)
+        draft = Draft(
+            asked,
+            nothing(like) if known is None and (delay or guidance != 1) else known,
+            watch,
+            guidance,
+            score_temperature,
+        )
         tokens, log_q = how(draft, like, rng)
         if told is not None:
             told(tokens)
         return Written(tokens, log_q, torch.full((len(like),), draft.nfe), draft.decoder_calls)
 
     def refine(context: Blocks, rows: Tensor, here: slice, own: Rng) -> tuple[Tensor, Tensor, int]:
-        draft = Draft(asked, context, behind(context, watch))
+        draft = Draft(asked, context, behind(context, watch), score_temperature=score_temperature)
         return *how(draft, like[rows, here], own), draft.nfe
 
     return write_blocks(known or nothing(like), rng, block, refine, ends, told, cached)

@@ -116,7 +116,7 @@ def _how(args: Any) -> str:
     usual = {
         "decoder": ("joint",), "verify": None, "ending": "token", "temperature": 1.0, "top_p": 1.0, "block": None,
         "sampler": None, "steps": (1, 2, 4), "self_conditioning": None, "delay": None, "order": None, "grid": None,
-        "renoise": None, "guidance": 1.0,
+        "renoise": None, "score_temperature": None, "guidance": 1.0,
     }  # fmt: skip
     changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
     for name in {"steps", "decoder"} & set(changed):
