@@ -148,6 +148,6 @@ def written_by(r: Mapping[str, Any]) -> str:
     told = [f"decoder {contract['decoder']}"] if contract.get("decoder") in ("softmax", "nearest") else []
     told += ["one pass a step"] * (contract.get("self_conditioning") is False)
     told += [f"{name} {contract[name]}" for name, plain in PLAIN.items() if contract.get(name) not in (None, plain)]
-    told += [f"{name.replace('_', ' ')} {contract[name]:g}" for name in SHARES if contract.get(name, 1) != 1]
+    told += [f"{name} {contract[name]:g}" for name in SHARES if contract.get(name, 1) != 1]
     told += [f"delay {contract['delay']}"] if contract.get("delay") else []
     return ", ".join([r["subject"], *told])

@@ -134,18 +134,16 @@ def test_what_does_not_apply_is_one_line(runs, words, what, capsys):
     assert what in error and error.count("\n") == 1
 
 
-def test_a_probe_by_other_noise_is_kept_beside_the_other(runs):
+def test_probes_that_were_asked_otherwise_are_kept_beside_each_other(runs):
     how = ["--suite", "poker", "--steps", "3", "--num", "20", "--sampler", "restart"]
     folder = runs / "poker" / "records"
     before = set(folder.glob("*restart*"))
-    for more in ([], ["--renoise", "0.5"]):
+    for more in ([], ["--renoise", "0.5"], ["--score-temperature", "0.5"]):
         assert leaplm.main(["probe", str(runs / "poker"), *how, *more]) == 0
     made = [json.loads(file.read_text())["results"] for file in sorted(set(folder.glob("*restart*")) - before)]
-    assert len(made) == 2
-    told = {
-        found[0]["contract"].get("renoise"): [r["value"] for r in found if r["metric"] == "validity"] for found in made
-    }
-    assert set(told) == {None, 0.5}
+    contracts = [found[0]["contract"] for found in made]
+    told = {(contract.get("renoise"), contract.get("score_temperature")) for contract in contracts}
+    assert len(made) == 3 and told == {(None, None), (0.5, None), (None, 0.5)}
 
 
 def test_a_broken_checkpoint_is_one_line(tmp_path):

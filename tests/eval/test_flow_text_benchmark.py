@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks import flow_runs, flow_text, flow_text_tables, orderings
-from benchmarks.samplers import grids_of
+from benchmarks.samplers import SCORE_TEMPERATURES, TEMPERATURES, grids_of
 from eval import flow_samples
 from eval.flow import Rows, Sampling, load_flow
 from eval.flow_samples import starts_of
+from eval.frontier import knobs
 from eval.quality import quality
 from eval.records import record, written_by
 from flowlm import FlowLM, FlowLMConfig
@@ -59,16 +61,14 @@ def test_a_cell_has_a_bound_and_judged_samples_of_every_number_of_calls(small, m
     found = json.loads((small / "results" / "characters-flow-fmlm-0.json").read_text())["results"]
     assert {(r["subject"], r["kind"]) for r in found if r["metric"] == "nll"} == {("flow-fmlm", "bound")}
     judged = [r for r in found if r["metric"] == "judge_nll" and r["subject"] == "flow-fmlm"]
-    taught = [r["contract"] for r in found if r["metric"] == "judge_nll" and r["subject"] == "flow-fmlm: teacher"]
-    assert {(c["sampler"], c["nfe"], c["temperature"]) for c in taught} == {
-        ("ddim", 16, temperature) for temperature in flow_text.TEMPERATURES
-    }
-    assert {(r["contract"]["sampler"], r["contract"]["nfe"], r["contract"]["temperature"]) for r in judged} == {
-        (sampler, nfe, temperature)
-        for sampler in ("pushforward", "euler")
-        for nfe in flow_text.CALLS
-        for temperature in flow_text.TEMPERATURES
-    }
+    taught = [r for r in found if r["metric"] == "judge_nll" and r["subject"] == "flow-fmlm: teacher"]
+    ways = [
+        {(r["contract"]["sampler"], r["contract"]["nfe"], knobs(r)) for r in records} for records in (taught, judged)
+    ]
+    assert ways[0] == {("ddim", 16, turned) for turned in SCORE_TEMPERATURES}
+    assert ways[1] == set(product(("pushforward", "euler"), flow_text.CALLS, SCORE_TEMPERATURES))
+    masked = json.loads((small / "results" / "characters-flow-mdlm-0.json").read_text())["results"]
+    assert {knobs(r) for r in masked if r["metric"] == "judge_nll" and r["subject"] != "data"} == set(TEMPERATURES)
     (real,) = [r for r in found if r["metric"] == "judge_nll" and r["subject"] == "data"]
     assert real["n"] == 4 and real["value"] > 0
     assert "exact, exact" in told and "nelbo, bound" in told and "(nfe 128)" in told

@@ -40,12 +40,26 @@ def test_a_line_for_each_way_of_writing_seeds_averaged():
     told = ("decoder nearest", "one pass a step", "grid clock, order random, guidance 2, top_p 0.9, delay 1")
     others = {(f"flow-leap, {what}", *way[1:]) for what in told}
     assert set(lines) == {way, ("trunk", 1, None, None)} | others
-    assert lines[way][0.7] == pytest.approx((5.2, 3.2, 0.5)) and lines[way][1.0] == pytest.approx((5.5, 3.5, 0.5))
+    assert lines[way][0.7, 1.0] == pytest.approx((5.2, 3.2, 0.5))
+    assert lines[way][1.0, 1.0] == pytest.approx((5.5, 3.5, 0.5))
     (section,) = sections(rows)
     assert section.title == "Judge's frontier: text"
     assert "flow-leap, pushforward, nfe 4" in section.picture and "trunk" not in section.picture
     assert "T=0.7" in section.picture and "real text" not in section.picture  # its entropy is not known
     assert not sections(rows[-3:])
+
+
+def test_where_the_score_temperature_was_turned_it_alone_makes_the_line():
+    rows = [
+        made(metric, value + score, temperature=temperature, sampler="euler", nfe=4, **told)
+        for temperature, score in ((0.0, 1.0), (1.0, 0.8), (1.0, 1.0))
+        for told in [{"score_temperature": score} if score != 1 else {}]
+        for metric, value in (("judge_nll", 2.0 + temperature), ("entropy", 4.0))
+    ]
+    ((way, line),) = frontiers(rows, "text").items()
+    assert way == ("flow-leap", 1, "euler", 4)  # one way, whatever the knob
+    assert {turned: point[:2] for turned, point in line.items()} == {(1.0, 0.8): (4.8, 3.8), (1.0, 1.0): (5.0, 4.0)}
+    assert "T=1, score T=0.8" in sections(rows)[0].picture
 
 
 def test_two_writers_are_compared_where_both_have_an_entropy():

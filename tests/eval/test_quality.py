@@ -124,6 +124,7 @@ def test_samples_that_were_written_otherwise_are_scored_apart():
         {"order": "random"},
         {"delay": 1},
         {"renoise": 0.5},
+        {"score_temperature": 0.5},
     )
     rows = [row("a b c d" if n else "a a a a", subject="flow", real="a b") for n in range(len(ways)) for _ in range(2)]
     for n, one in enumerate(rows):

@@ -241,6 +241,8 @@ def test_what_has_no_meaning_is_one_line():
     ):
         with pytest.raises(ValueError, match=what):
             build(**more)
+    with pytest.raises(ValueError, match="codes that have a table"):
+        build().generate(num_steps=2, sampler="ddim", score_temperature=0.5)
     with pytest.raises(ValueError, match="needs an encoder"):
         FlowLM(FlowLMConfig(codebook="contextual"))
     with pytest.raises(ValueError, match=f"have {H} dimensions"):

@@ -109,12 +109,31 @@ def test_half_precision_is_refused_before_times_are_rounded(model):
         ({"steps": 0}, "1 at least"),
         ({"renoise": 0.5}, "of the sampler restart"),
         ({"sampler": "restart", "renoise": 0.0}, "above 0"),
+        ({"score_temperature": 0.0}, "above 0"),
         ({"sampler": "leap"}, "known are pushforward"),
     ],
 )
 def test_wrong_asks_are_refused(model, how, what):
     with pytest.raises(ValueError, match=what):
         draws(model, **how)
+
+
+@pytest.mark.parametrize("sampler", ["pushforward", "ddim"])
+@torch.no_grad()
+def test_a_score_temperature_is_of_the_codes_headed_for_and_not_of_the_draw(model, sampler):
+    """τ: the jump before the last heads for Cᵀ softmax(z/τ); the tokens are drawn at temperature 1 where it lands."""
+    tau, rows, (t, s) = 0.5, 64, (1.0, 0.5)
+    z = model.map.path.draw_noise(Rng(5, torch.arange(rows)), "z", torch.zeros(rows, N, V))
+    now, then = torch.full((rows,), t), torch.full((rows,), s)
+    aim, last = (now, then) if sampler == "ddim" else (then, torch.zeros(rows))
+    heading = (model(z, now, aim) / tau).softmax(-1) @ model.map.codebook.codes()
+    logits = model(model.map.path.jump(z, heading, now, then), then, last)
+    tokens, log_q = Warp().draw(logits, Rng(5, torch.arange(rows)).uniform("token", rows, N))
+    out = draws(model, rows, steps=2, sampler=sampler, score_temperature=tau)
+    assert torch.equal(out.tokens, tokens) and torch.allclose(out.log_q, log_q, atol=1e-5)
+    assert not torch.equal(out.tokens, draws(model, rows, steps=2, sampler=sampler).tokens)
+    one = [draws(model, rows, steps=1, sampler=sampler, score_temperature=x).tokens for x in (tau, 1.0)]
+    assert torch.equal(*one)  # nothing is headed for
 
 
 def test_all_windows_are_possible(model):
