@@ -2,7 +2,8 @@
 
     python -m benchmarks.flow_text --seeds 0                       every cell of the plan that is not there yet, then tables and plot
     python -m benchmarks.flow_text --on wikitext2 --seeds 0        subwords: the baselines, ours, and those with learned codes
-    python -m benchmarks.flow_text --orderings --seeds 0           the ablations of the published systems, then what they say
+    python -m benchmarks.flow_text --orderings --seeds 0           the ablations of the published systems, written in the calls
+                                                                   that they are compared in, then what they say
     python -m benchmarks.flow_text --presets flow-flm --seeds 0 --set flow.options.times=uniform      another: a cell of its own
 
 A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from, all of them together on BUDGET
@@ -15,6 +16,7 @@ teacher writes in 16 calls beside its map. Two commands at once must not both tr
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 from benchmarks.cells import cell, settings
 from benchmarks.flow_runs import Planned, by_calls, largest
 from benchmarks.flow_text_tables import CALLS, TEACHER, plot, print_against_teachers, print_bounds, print_quality
-from benchmarks.orderings import needed, print_orderings
+from benchmarks.orderings import calls_of, needed, print_orderings
 from benchmarks.samplers import GRID, SCORE_TEMPERATURES, TEMPERATURES, knobs_of
 from eval.flow import load_flow
 from eval.flow_perplexity import measure_flow
@@ -71,12 +73,12 @@ def main() -> None:
     command, variant = ["python", "-m", "benchmarks.flow_text", *sys.argv[1:]], settings(args.set)
     found, everywhere = [], settings(args.all)
     for on in args.on:
-        wanted = [(preset, variant) for preset in args.presets or PLAN[on]]
+        wanted = [(preset, variant, CALLS) for preset in args.presets or PLAN[on]]
         if args.orderings:
-            wanted = list(needed())
-        for (preset, own), seed in product(wanted, args.seeds):
+            wanted = [(*one, calls_of(one) if one[1] else CALLS) for one in needed()]
+        for (preset, own, calls), seed in product(wanted, args.seeds):
             planned = planned_on(on, preset, seed, args.runs, own, everywhere)
-            if made := text_cell(on, planned, command, args.kept):
+            if made := text_cell(on, planned, command, args.kept, calls):
                 print(f"{on} {planned.name}", flush=True)
             found += made
     if found:
@@ -113,7 +115,10 @@ def fields_of(on: str, preset: str) -> dict[str, Any]:
     return fields
 
 
-def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list[dict[str, Any]]:
+def text_cell(
+    on: str, planned: Planned, command: list[str], kept: bool, calls: Sequence[int] = CALLS
+) -> list[dict[str, Any]]:
+    """calls: of the network, in which samples are written; other than CALLS for an ordering, whose cells stand apart."""
     judge_config, judge = load_preset(f"{on}-judge"), planned.folder / "judge"
 
     def measure() -> list[dict[str, Any]]:
@@ -123,13 +128,13 @@ def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list
         bounds: list[dict[str, Any]] = []
         if not getattr(run.model.map, "finishes", False):  # codes of whole windows have no bound over a table
             lengths = run.model.config.block_lengths
-            calls = NETWORK_CALLS // len(lengths or [None])  # in all, whatever the number of lengths
-            bounds, _ = measure_flow(run, SimpleNamespace(**{**vars(BOUND), "blocks": lengths, "calls": calls}))
+            each = NETWORK_CALLS // len(lengths or [None])  # in all, whatever the number of lengths
+            bounds, _ = measure_flow(run, SimpleNamespace(**{**vars(BOUND), "blocks": lengths, "calls": each}))
         prompts = held_out_prompts(run, NUM, 0, run.model.config.length)
         rows = [
             row
             for temperature, score in knobs_of(run.model)
-            for how in by_calls(run, CALLS, planned.seed, Warp(temperature), score=score)
+            for how in by_calls(run, calls, planned.seed, Warp(temperature), score=score)
             for row in draw_flow(run, prompts, how, new=run.model.config.length)
         ]
         names = {run.subject: planned.subject, "data": "data"}
@@ -148,10 +153,11 @@ def text_cell(on: str, planned: Planned, command: list[str], kept: bool) -> list
         return [r | common | {"subject": names[r["subject"]]} for r in scored]
 
     inputs = {
-        **planned.inputs(), "judge": to_dict(judge_config), "calls": list(CALLS), "temperatures": [*TEMPERATURES, *SCORE_TEMPERATURES],
+        **planned.inputs(), "judge": to_dict(judge_config), "calls": list(calls), "temperatures": [*TEMPERATURES, *SCORE_TEMPERATURES],
         "windows": [WINDOWS, NETWORK_CALLS, NUM], "grid": GRID,
     }  # fmt: skip
-    return cell(RESULTS / f"{on}-{planned.name}.json", inputs, command, measure, kept)
+    folder = RESULTS if tuple(calls) == CALLS else RESULTS / "orderings"
+    return cell(folder / f"{on}-{planned.name}.json", inputs, command, measure, kept)
 
 
 BOUND = SimpleNamespace(

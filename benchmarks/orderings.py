@@ -84,6 +84,12 @@ def needed() -> Iterator[tuple[str, Variant]]:
                 yield one
 
 
+def calls_of(one: tuple[str, Variant]) -> tuple[int, ...]:
+    """Of the network, at which some ordering looks at samples of a training."""
+    looks = (calls for o in ORDERINGS for side, calls in zip((o.better, o.worse), o.calls, strict=True) if side == one)
+    return tuple(sorted({calls for calls in looks if calls is not None}))
+
+
 def subject_of(one: tuple[str, Variant]) -> str:
     """As benchmarks.flow_runs.Planned has it."""
     return ", ".join([one[0], *(f"{key.split('__')[-1]} {value}" for key, value in one[1].items())])

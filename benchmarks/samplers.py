@@ -34,9 +34,9 @@ def told_for(model: Any, sampler: str) -> dict[str, Any]:
 
 
 def knobs_of(model: Any) -> tuple[tuple[float, float], ...]:
-    """At which its samples are judged: where no temperature of the last softmax moves their entropy, that of all others."""
-    scored = "score_temperature" in model.generation_config_class.extras and not model.map.finishes
-    return SCORE_TEMPERATURES if scored else TEMPERATURES
+    """At which its samples are judged: where the temperature of the last softmax moves no entropy, that of all others too."""
+    scored = "score_temperature" in model.generation_config_class.extras
+    return SCORE_TEMPERATURES if scored and not model.map.finishes and model.map.rounding is None else TEMPERATURES
 
 
 def passes_of(model: Any) -> tuple[int, ...]:

@@ -207,6 +207,20 @@ def test_every_ablation_can_be_built(one, small):
     assert torch.isfinite(loss.sum)
 
 
+def test_an_ablation_is_written_in_the_calls_that_it_is_compared_in(small, monkeypatch):
+    jumps, bound = ("flow-fmlm", orderings.ORDERINGS[3].worse[1]), ("flow-plaid", {"flow__prior": False})
+    assert orderings.calls_of(jumps) == (1,) and orderings.calls_of(bound) == ()
+    assert orderings.calls_of(("flow-langflow", {})) == (16,)
+    monkeypatch.setattr(flow_text, "needed", lambda: [jumps, bound])
+    monkeypatch.setattr("sys.argv", ["flow_text", "--orderings", "--seeds", "0", "--runs", str(small / "runs")])
+    flow_text.main()
+    cells = [json.loads(file.read_text())["results"] for file in (small / "results" / "orderings").iterdir()]
+    bounds = {r["subject"] for found in cells for r in found if r["metric"] == "nll"}
+    judged = [r for found in cells for r in found if r["metric"] == "judge_nll" and r["subject"] in bounds]
+    assert len(cells) == len(bounds) == 2
+    assert {(r["subject"], r["contract"]["nfe"]) for r in judged} == {(orderings.subject_of(jumps), 1)}
+
+
 def _judged(subject, lines, **contract):
     """lines: of each seed, (entropy, judge's NLL) by temperature."""
     return [
