@@ -105,6 +105,7 @@ STATIONARY = {
     "cross-entropy": CrossEntropy(),
     "vlb": VariationalBound(0.1),
     "vlb, logistic": VariationalBound(0.1, 1.0, "logistic"),
+    "vlb, read of a quarter": VariationalBound(0.1, reading=0.25),
     "vlb, cross-entropy added": VariationalBound(0.1, cross_entropy=1.0),
     "kl-psd": ProgressiveKL(0.0),
     "kl-psd at a half, the pair (1, 0) often": ProgressiveKL(0.0, gamma=0.5, boundary=0.5),
@@ -183,6 +184,19 @@ def test_other_laws_and_ranges_bound_too_and_a_short_range_is_paid_for(objective
         assert 2 * value > ENTROPY + 0.1
     else:
         assert 2 * value == pytest.approx(ENTROPY, abs=3 * 2 * error)
+
+
+def test_a_share_of_the_samples_stands_for_what_reading_costs_all():
+    (all_, error), (some, wider) = (
+        per_token(VariationalBound(0.4, reading=share), SixHands(), part="reading", rounds=16) for share in (1.0, 0.25)
+    )
+    assert all_ > 0.1 and error < wider < 0.02  # at t = 0.4 there is something to read, and fewer say what
+    assert some == pytest.approx(all_, abs=4 * (error**2 + wider**2) ** 0.5)
+    model = SixHands()
+    seen = []
+    model.logits = lambda x, *rest: seen.append(len(x)) or SixHands.logits(model, x, *rest)
+    run(VariationalBound(0.4, reading=0.25), model, 0, 4000)
+    assert seen[0] == 4000 and 850 < seen[1] < 1150  # and only these are asked
 
 
 @pytest.mark.parametrize("theta", [(0.5, 0.0, 0.0, 0.0), (0.0, 0.0, 0.5, 0.0), (0.0, 0.0, 0.0, -0.4)])

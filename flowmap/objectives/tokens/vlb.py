@@ -11,6 +11,7 @@ their bounds. Codes learn through all three terms. sum/count is nats a token: ti
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from flowmap.objectives.base import Loss, Objective
@@ -26,7 +27,8 @@ class VariationalBound(Objective):
     """times: law of the one time a sample, one of S or any law of time, cut to [t_min, t_max]. None: `signal.LogSNR`, "log-snr"
     uniform in λ = log S, even over scales, or "logistic" with its center and scale, which allows t_max = 1. self_conditioning:
     share of the samples asked by two passes. cross_entropy: weight of −log p(x^l | x_t) at the drawn times, beside the bound (a choice
-    that 2605.18530 found to harm); learned ends of the times hear it too."""
+    that 2605.18530 found to harm); learned ends of the times hear it too. reading: share of the samples whose second term is computed,
+    and stands for all: next to the text there is little to learn, at the price of the third's network call (2305.18619 splits so too)."""
 
     def __init__(
         self,
@@ -38,8 +40,12 @@ class VariationalBound(Objective):
         times: TimeLaw | SignalLaw | None = None,
         self_conditioning: float = 0.0,
         cross_entropy: float = 0.0,
+        reading: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 < reading <= 1:
+            raise ValueError(f"reading {reading}: a share of the samples, above 0 and at most 1")
+        self.reading = reading
         self.self_conditioning, self.cross_entropy = self_conditioning, cross_entropy
         if law not in ("log-snr", "logistic"):
             raise ValueError(f"unknown law {law!r} of the bound's times: known are log-snr, logistic")
@@ -50,7 +56,8 @@ class VariationalBound(Objective):
             self.signal = times if isinstance(times, SignalLaw) else Cut(times, t_min, t_max)
 
     def forward(self, model, batch: TokenStates, *, teacher=None, rng: Rng, step: int) -> Loss:
-        model = asked(model, drawn(rng, batch.size, self.self_conditioning))
+        plain, told_twice = model, drawn(rng, batch.size, self.self_conditioning)
+        model = asked(plain, told_twice)
         x_0 = model.codebook.encode(batch.tokens)
         told = x_0 if batch.scored is None else x_0 * batch.scored[..., None]
         t_min, t_max = self.signal.ends(model.path, x_0.device)
@@ -65,10 +72,17 @@ class VariationalBound(Objective):
         logits = model.logits(x_t, now, now, batch.context)
         drift = (expand(weight, x_0) * (x_0 - model.codebook.expected(logits)).square()).flatten(1).sum(1)
 
-        least = t_min.to(x_0).expand(batch.size)
-        x_least = model.path.noise(x_0, model.path.draw_noise(rng, "eps_min", x_0), least)
-        now = least.detach()
-        reading = cross_entropy(model.logits(x_least, now, now, batch.context), batch.tokens)
+        rows = torch.nonzero(rng.uniform("reads", batch.size).to(x_0.device) < self.reading)[:, 0]
+        reading = prior.new_zeros(batch.size)
+        if len(rows):
+            least = t_min.to(x_0).expand(len(rows))
+            x_least = model.path.noise(x_0[rows], model.path.draw_noise(rng, "eps_min", x_0)[rows], least)
+            now, reader = (
+                least.detach(),
+                asked(plain, None if told_twice is None else told_twice[rows.to(told_twice.device)]),
+            )
+            read = reader.logits(x_least, now, now, None if batch.context is None else batch.context[rows])
+            reading = reading.index_add(0, rows, cross_entropy(read, batch.tokens[rows]) / self.reading)
 
         count = batch.count
         parts = {"prior": prior, "drift": drift, "reading": reading}
