@@ -21,6 +21,10 @@ EARLIER = ("start", "teacher", "encoder")
 """Fields of `flow` that may name a run that is trained before."""
 
 
+FRONT = 4
+"""Steps of a token that starts one step after the one before it."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """folder: where the runs of one data set lie. fields: by preset, what a cell sets in it, of its data. everywhere: what the
@@ -129,7 +133,8 @@ def by_calls(
     """The measured ways of the model to write, steps ending where it was taught that they do, or its training looked equally often. Whole windows: at so many calls of its network a sample, by every sampler, and where
     it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block, as many as it has
     tokens at most. Where there is a
-    decoder of its own, by the nearest codes too, which draw nothing: at temperature 0 alone. score: the score temperature."""
+    decoder of its own, by the nearest codes too, which draw nothing: at temperature 0 alone. Where tokens have times of their own, one token
+    a step too, FRONT steps each, whatever the calls. score: the score temperature."""
     lengths, all_passes = run.model.config.block_lengths or [None], passes_of(run.model)
     nearest = getattr(run.model.config, "rounding", None) and warp is not None and warp.temperature == 0
     decoders = (None, "nearest") if nearest else (None,)
@@ -141,6 +146,9 @@ def by_calls(
         steps = run.model.grids(of_block) if length else grids_of(run.model, calls, passes)
         few = [n for n in steps if n >= FEWEST.get(sampler, 1)]
         yield from samplings(run, few, sampler, warp, seed, asked)
+    if getattr(run.model.config, "noise", None) == "token":
+        asked = SimpleNamespace(delay=1, score_temperature=score)
+        yield from samplings(run, [FRONT], samplers_of(run.model)[0], warp, seed, asked)
 
 
 def largest(presets: Sequence[str]) -> int:

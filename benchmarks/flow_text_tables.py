@@ -37,7 +37,7 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
     for on, subject in _pairs(records):
         own = [r for r in records if (r["on"], r["subject"]) == (on, subject) and r["metric"] in METRICS]
         for kind in dict.fromkeys(map(_kind, own)):
-            sampler, renoise, temperature, score, block, decoder, one_pass = kind
+            sampler, renoise, temperature, score, block, decoder, delay, one_pass = kind
             same = [r for r in own if _kind(r) == kind]
             by = {n: [r for r in same if _column(r) == n] for n in dict.fromkeys(map(_column, same))}
             told = [_three(by[n]) if n in by else "" for n in CALLS]
@@ -49,6 +49,7 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
                 + (f" {renoise:g}" if renoise else "")
                 + (f", blocks of {block}, by steps" if block else "")
                 + (f", {decoder}" if decoder else "")
+                + (f", delay {delay}" if delay else "")
                 + (f" and {apart} calls of it" if apart else "")
                 + (", one pass" if one_pass else "")
             )
@@ -57,10 +58,11 @@ def print_quality(records: Sequence[dict[str, Any]]) -> None:
 
 
 def _kind(r: dict[str, Any]) -> tuple[Any, ...]:
-    """Sampler, share of fresh noise, temperature, score temperature, block length, decoder, and whether a model that conditions on itself did without."""
+    """Sampler, share of fresh noise, temperature, score temperature, block length, decoder, delay, and whether a model that conditions on itself did without."""
     contract = r["contract"]
     told = (
-        contract.get(name) for name in ("sampler", "renoise", "temperature", "score_temperature", "block", "decoder")
+        contract.get(name)
+        for name in ("sampler", "renoise", "temperature", "score_temperature", "block", "decoder", "delay")
     )
     return (*told, contract.get("self_conditioning") is False)
 

@@ -127,6 +127,15 @@ def test_a_block_is_written_in_no_more_steps_than_it_has_tokens():
     assert found == {(1, 1), (4, 1), (4, 2), (4, 4)}
 
 
+def test_tokens_with_times_of_their_own_are_written_one_a_step_too(small):
+    run = load_flow(str(_trained(small, "flow-forcing")))
+    ways = [way for way in flow_runs.by_calls(run, (2,), 0, score=0.8) if way.options.get("delay")]
+    (way,) = ways
+    assert (way.steps, way.sampler, way.options["score_temperature"]) == (4, "pushforward", 0.8)
+    (row,) = flow_samples.draw_flow(run, [("", "")], way, new=128)
+    assert row["contract"]["nfe"] == 4 + 127 and row["contract"]["delay"] == 1
+
+
 def test_a_map_that_was_taught_its_jumps_is_written_by_restarts_of_more_than_one_step(small):
     run = load_flow(str(_trained(small, "flow-leap")))
     ways = list(flow_runs.by_calls(run, (1, 2), 0))
