@@ -43,11 +43,23 @@ def train(
     """Run or go on with a run; returns the last validation metrics. profile: see `training.profiling`."""
     quiet_libraries()
     keep_freed_memory()
-    plan = config.training
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **log_with(plan.tracker, run_dir))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **log_with(config.training.tracker, run_dir))
     check_whole(accelerator.distributed_type)
-    main, device = accelerator.is_main_process, accelerator.device
     folder = RunDir(run_dir)
+    with folder.alone() if accelerator.is_main_process else contextlib.nullcontext():
+        return _train(config, folder, build, accelerator, quiet, profile)
+
+
+def _train(
+    config: RunConfig,
+    folder: RunDir,
+    build: Callable[[RunConfig, Accelerator], Task],
+    accelerator: Accelerator,
+    quiet: bool,
+    profile: bool,
+) -> dict[str, float]:
+    plan, run_dir = config.training, folder.path
+    main, device = accelerator.is_main_process, accelerator.device
     with accelerator.main_process_first():
         if main:
             folder.open(config)

@@ -1,25 +1,30 @@
 """A run's folder: what was asked, how it went, where it stands.
 
-    config.yaml  command.txt  provenance.json  diff.patch  metrics.jsonl  checkpoints/step-N/  profile/
+    config.yaml  command.txt  provenance.json  diff.patch  metrics.jsonl  checkpoints/step-N/  profile/  .lock
 
 A checkpoint is written beside its place and renamed, so a run killed at any moment finds only whole
 ones. `state.pt` is what the loop needs to go on; `model/` is what `from_pretrained` loads.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from training.config import RunConfig, difference, read_yaml, to_dict, validate
 from training.provenance import git_diff, provenance, write_json
 
+LOCK = ".lock"
 OURS = {
+    LOCK,
     "checkpoints",
     "command.txt",
     "diff.patch",
@@ -37,6 +42,31 @@ class RunDir:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process trains this run meanwhile: both would write the same checkpoints. Let go of when the process dies; a folder
+        in which no run was begun is left as it was."""
+        new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"{self.path} is being trained by another process: wait for it, or name another folder with --run-dir"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
+            if not (self.path / "config.yaml").exists():
+                (self.path / LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    if new:
+                        self.path.rmdir()
 
     def open(self, config: RunConfig) -> None:
         """Create the folder, or check that it holds a run of this very configuration."""

@@ -52,6 +52,22 @@ def weights(run):
     return MTPForCausalLM.from_pretrained(model_folder(run)).state_dict()
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(text, tmp_path):
+    run, foreign = tmp_path / "run", tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("")
+    with RunDir(run).alone():
+        with pytest.raises(ValueError, match="trained by another process"):
+            train(config(text), run, build, quiet=True)
+        assert not (run / "config.yaml").exists()
+    assert not run.exists()  # nothing was begun
+    with pytest.raises(ValueError, match="holds no run"):
+        train(config(text), foreign, build, quiet=True)
+    assert [p.name for p in foreign.iterdir()] == ["thesis.tex"]
+    train(config(text), run, build, quiet=True)
+    assert train(config(text), run, build, quiet=True) == {}  # let go of: there is nothing left to do
+
+
 def test_a_run_leaves_what_it_promises(text, tmp_path):
     run = tmp_path / "run"
     final = train(config(text), run, build, quiet=True)
