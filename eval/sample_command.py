@@ -1,6 +1,7 @@
 """`leaplm sample` and `leaplm quality`: text that a run writes, and what it is worth without a verifier."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from eval.flow import load_flow, samplings
@@ -67,8 +68,9 @@ def _flow_samples(name: str, args: Any) -> list[dict[str, Any]]:
     else:
         prompts = held_out_prompts(run, args.num, min(args.prompt_tokens, room // 2), args.new)
     prompts = [prompt for prompt in prompts for _ in range(args.repeats)]
+    asked = SimpleNamespace(block=args.block, decoder=args.decoder, **vars(args.refining))
     for temperature in args.temperatures:
-        for how in samplings(run, args.steps, args.sampler, Warp(temperature, args.top_p), args.seed, args):
+        for how in samplings(run, args.steps, args.refining.sampler, Warp(temperature, args.top_p), args.seed, asked):
             rows += draw_flow(run, prompts, how, new=args.new, batch=args.batch)
     return rows
 

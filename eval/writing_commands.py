@@ -3,11 +3,11 @@
 Nothing heavy is imported before a command's options are read.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from training.cli import Sampler, numbers, parse
+from training.cli import Refining, numbers, parse
 
 
 def sample(argv: list[str]) -> None:
@@ -50,29 +50,9 @@ def sample(argv: list[str]) -> None:
         """of the draws: one prompt, seed and temperature always give the same text"""
         steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4, 8)
         """images and flow language models: jumps from noise to image or text"""
-        sampler: Sampler | None = None
-        """images and flow language models: pushforward (default) tells the network where each jump lands; euler, heun, ddim
-        and ddpm do not. Masked diffusion: ancestral (default), or even shares of the blanks a step"""
-        self_conditioning: bool | None = None
-        """flow language models: two passes of the network a step, both counted; default: where it was trained so"""
-        delay: int | None = None
-        """flow language models trained with noise by token: steps between the starts of two tokens, default 0, all at once"""
-        order: Literal["left-to-right", "right-to-left", "random"] | None = None
-        """with --delay: which tokens start first, default left-to-right"""
-        grid: Literal["even", "clock", "closing"] | None = None
-        """flow language models: steps of one length in time, or between which training looked equally often, also growing
-        shorter towards the text (closing); default as it taught: even"""
-        renoise: float | None = None
-        """flow language models, with --sampler restart: share of the noise that is fresh after every jump, default 1, all of it"""
-        score_temperature: float | None = None
-        """flow language models: of every softmax whose expected code a jump heads for, not of the tokens' own draw: below 1 likelier
-        text, above 1 more varied; default 1"""
         decoder: Literal["softmax", "contextual", "nearest"] | None = None
         """flow language models: each token from its own softmax, by the decoder that was trained along, default where there
         is one, or the nearest code of its state"""
-        guidance: float = 1.0
-        """images, and flow language models whose prompts were dropped now and then: classifier-free guidance, at twice the calls;
-        1 is none"""
         label: int | None = None
         """images: one class, default all in turn"""
         score: bool = False
@@ -83,6 +63,7 @@ def sample(argv: list[str]) -> None:
         """keep the samples here, as JSONL; images as PNG, default RUN/samples/steps-N.png"""
         json: Path | None = None
         """write them as JSON, with command and provenance; of images the scores"""
+        refining: Annotated[Refining, tyro.conf.arg(name="")] = field(default_factory=Refining)
 
     args = parse(Sample, argv, "leaplm sample")
     if not args.runs:

@@ -8,11 +8,37 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Sampler = Literal[
     "pushforward", "shortcut", "ddim", "euler", "heun", "restart", "ddpm", "ancestral", "jacobi", "picard", "even"
 ]
+
+
+@dataclass
+class Refining:
+    """How images and texts are refined from noise."""
+
+    sampler: Sampler | None = None
+    """pushforward (default) tells the network where each jump lands; euler, heun, ddim and ddpm do not. Masked diffusion: ancestral
+    (default), or even shares of the blanks a step"""
+    guidance: float = 1.0
+    """classifier-free guidance, at twice the calls, of images and of texts whose prompts were dropped now and then; 1 is none"""
+    self_conditioning: bool | None = None
+    """texts: two passes of the network a step, both counted; default: where it was trained so"""
+    delay: int | None = None
+    """texts trained with noise by token: steps between the starts of two tokens, default 0, all at once"""
+    order: Literal["left-to-right", "right-to-left", "random"] | None = None
+    """with --delay: which tokens start first, default left-to-right"""
+    grid: Literal["even", "clock", "closing"] | None = None
+    """texts: steps of one length in time, or between which training looked equally often, also growing shorter towards the text
+    (closing); default as it taught: even"""
+    renoise: float | None = None
+    """texts, with --sampler restart: share of the noise that is fresh after every jump, default 1, all of it"""
+    score_temperature: float | None = None
+    """texts: of every softmax whose expected code a jump heads for, not of the tokens' own draw: below 1 likelier text, above 1
+    more varied; default 1"""
 
 
 def _comma(text: list[str]) -> tuple[int, ...]:

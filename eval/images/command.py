@@ -21,10 +21,11 @@ def sample_images(args: Any, command: list[str]) -> None:
     if args.inception and not args.score:
         raise ValueError("--inception adds a score: say --score too")
     inception = Inception(args.inception) if args.inception else None
+    guidance = args.refining.guidance
     shown = (*SHOWN, "inception_fid") if inception else SHOWN
     for name in args.runs:
         run = load_image_run(name)
-        sampler, scorer = args.sampler or run.model.config.sampler, None
+        sampler, scorer = args.refining.sampler or run.model.config.sampler, None
         if args.score:
             if run.config is None or run.config.image is None:
                 raise ValueError(f"{name} does not say what it was trained on: nothing to score against")
@@ -35,14 +36,14 @@ def sample_images(args: Any, command: list[str]) -> None:
             print_row(f"\n{run.subject}", "steps", "nfe", *shown)
         made = []
         for steps in args.steps:
-            drawn = draw_images(run.model, args.num, steps, sampler, args.seed, args.guidance, args.label, args.batch)
+            drawn = draw_images(run.model, args.num, steps, sampler, args.seed, guidance, args.label, args.batch)
             picture = _place(args.out, name, steps, len(args.runs) * len(args.steps) > 1)
             write_grid(picture, drawn.pixels[:GRID], columns=10)
             if scorer is None:
                 print(f"{picture}: {min(GRID, args.num)} images, {steps} steps")
                 continue
             contract = {
-                "steps": steps, "nfe": drawn.nfe, "sampler": sampler, "guidance": args.guidance, "dtype": "float32",
+                "steps": steps, "nfe": drawn.nfe, "sampler": sampler, "guidance": guidance, "dtype": "float32",
                 "ema": run.config.training.ema if run.config else None, "batch": args.batch,
             }  # fmt: skip
             seeds = {"train_seed": run.config.seed if run.config else None, "sample_seed": args.seed}

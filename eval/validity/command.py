@@ -1,6 +1,7 @@
 """`leaplm probe`: one table as it goes, records, and a page with heat maps."""
 
-import argparse
+from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 from eval.flow import load_flow, samplings
@@ -76,8 +77,8 @@ def _flow_probes(name: str, suite: Suite, args: Any) -> list[Probe]:
             f"{name} writes windows: leave --verify and --ending out, and of --decoder take {' or '.join(DECODERS)}"
         )
     run, warp = load_flow(name), Warp(args.temperature, args.top_p)
-    asked = [argparse.Namespace(**{**vars(args), "decoder": decoder}) for decoder in decoders]
-    how = [each for one in asked for each in samplings(run, args.steps, args.sampler, warp, args.seed, one)]
+    asked = [SimpleNamespace(block=args.block, decoder=decoder, **vars(args.refining)) for decoder in decoders]
+    how = [each for one in asked for each in samplings(run, args.steps, args.refining.sampler, warp, args.seed, one)]
     return [probe_flow(run, suite, each, num=args.num, batch=args.batch) for each in how]
 
 
@@ -111,17 +112,16 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
         write_report(args.report, f"Joint validity on {suite.name}", [], records)
 
 
+OF_NO_LAW = ("runs", "suite", "json", "report", "picture", "num", "batch", "seed", "refining")
+"""Of a probe's options, those that leave alone what is drawn from."""
+
+
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
-    usual = {
-        "decoder": ("joint",), "verify": None, "ending": "token", "temperature": 1.0, "top_p": 1.0, "block": None,
-        "sampler": None, "steps": (1, 2, 4), "self_conditioning": None, "delay": None, "order": None, "grid": None,
-        "renoise": None, "score_temperature": None, "guidance": 1.0,
-    }  # fmt: skip
-    changed = {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
-    for name in {"steps", "decoder"} & set(changed):
-        changed[name] = ",".join(map(str, changed[name]))
-    return "".join(f"-{name}-{value}" for name, value in changed.items())
+    options = [(part, field) for part in (args, args.refining) for field in fields(part) if field.name not in OF_NO_LAW]
+    changed = {field.name: value for part, field in options if (value := getattr(part, field.name)) != field.default}
+    told = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in changed.items()}
+    return "".join(f"-{name}-{value}" for name, value in told.items())
 
 
 def summary(p: Probe) -> tuple[str, ...]:
