@@ -130,11 +130,13 @@ def by_calls(
     block_steps: Sequence[int] = (1, 2, 4, 8),
     score: float = 1.0,
 ) -> Iterator[Sampling]:
-    """The measured ways of the model to write, steps ending where it was taught that they do, or its training looked equally often. Whole windows: at so many calls of its network a sample, by every sampler, and where
+    """The measured ways of the model to write, asked as in `samplers.told_for`; none where there are no calls. Whole windows: at so many calls of its network a sample, by every sampler, and where
     it conditions on itself by one pass a step too. Of a model of blocks: every length, at block_steps steps a block, as many as it has
     tokens at most. Where there is a
     decoder of its own, by the nearest codes too, which draw nothing: at temperature 0 alone. Where tokens have times of their own, one token
     a step too, FRONT steps each, whatever the calls. score: the score temperature."""
+    if not calls:
+        return
     lengths, all_passes = run.model.config.block_lengths or [None], passes_of(run.model)
     nearest = getattr(run.model.config, "rounding", None) and warp is not None and warp.temperature == 0
     decoders = (None, "nearest") if nearest else (None,)

@@ -8,10 +8,10 @@
 
 A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from, all of them together on BUDGET
 windows at most; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
-a model of blocks at every length, in as many calls together); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, of flows at 0 and 1 and at score temperatures 0.8, 1 and 1.2, in 1, 2,
-4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length that has as many tokens. The judge is
+a model of blocks at every length, in as many calls together); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, of flows in more than one step at 0 and 1 and at score temperatures 0.8, 1 and 1.2, in 1, 2,
+4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length that has as many tokens; where tokens have times of their own, one token a step too, in 131 calls. The judge is
 the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. A frozen
-teacher writes in 16 calls beside its map. Two commands at once must not both train the judge. Cells and the plot lie in benchmarks/results/flow-text/, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
+teacher writes in 16 calls beside its map. Two commands at once must not train the same run: the second says so. Cells and the plot lie in benchmarks/results/flow-text/, those of ablations in orderings/ there, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.cells import cell, settings
-from benchmarks.flow_runs import Planned, by_calls, largest
+from benchmarks.flow_runs import FRONT, Planned, by_calls, largest
 from benchmarks.flow_text_tables import CALLS, TEACHER, plot, print_against_teachers, print_bounds, print_quality
 from benchmarks.orderings import calls_of, needed, print_orderings
 from benchmarks.samplers import GRID, SCORE_TEMPERATURES, TEMPERATURES, knobs_of
-from eval.flow import load_flow
+from eval.flow import FlowRun, Sampling, load_flow
 from eval.flow_perplexity import measure_flow
 from eval.flow_samples import draw_flow
+from eval.frontier import Knobs
 from eval.loading import load_run
 from eval.quality import quality
 from eval.samples import held_out_prompts, write_samples
@@ -55,6 +56,7 @@ PLAN = {
 }  # fmt: skip
 BUDGET = dict.fromkeys(PLAN, 1200 * 64)
 """Windows of 128 that are read in training, at most: models of blocks have fewer steps, of windows that they read twice."""
+KNOBS = tuple(dict.fromkeys((*TEMPERATURES, *SCORE_TEMPERATURES)))
 WINDOWS, NETWORK_CALLS, NUM = 512, 64, 128
 """Scored windows, calls of the network for each, written windows."""
 
@@ -121,8 +123,11 @@ def text_cell(
     """calls: of the network, in which samples are written; other than CALLS for an ordering, whose cells stand apart."""
     judge_config, judge = load_preset(f"{on}-judge"), planned.folder / "judge"
 
+    part = "" if tuple(calls) == CALLS else "orderings"
+
     def measure() -> list[dict[str, Any]]:
-        train(judge_config, judge, build)
+        if calls:
+            train(judge_config, judge, build)
         folder, spent = planned.train()
         run = load_flow(str(folder))
         bounds: list[dict[str, Any]] = []
@@ -131,33 +136,40 @@ def text_cell(
             each = NETWORK_CALLS // len(lengths or [None])  # in all, whatever the number of lengths
             bounds, _ = measure_flow(run, SimpleNamespace(**{**vars(BOUND), "blocks": lengths, "calls": each}))
         prompts = held_out_prompts(run, NUM, 0, run.model.config.length)
-        rows = [
-            row
-            for temperature, score in knobs_of(run.model)
-            for how in by_calls(run, calls, planned.seed, Warp(temperature), score=score)
-            for row in draw_flow(run, prompts, how, new=run.model.config.length)
-        ]
+        ways = [how for turned in KNOBS for how in ways_at(run, calls, planned.seed, turned)]
+        rows = [row for how in ways for row in draw_flow(run, prompts, how, new=run.model.config.length)]
         names = {run.subject: planned.subject, "data": "data"}
-        if before := planned.earlier().get("teacher"):
+        if (before := planned.earlier().get("teacher")) and calls:
             teacher = load_flow(str(before.path))
             usual = teacher.model.generation_config.sampler
-            for temperature, score in knobs_of(teacher.model):
-                ways = by_calls(teacher, CALLS[-1:], planned.seed, Warp(temperature), score=score)
-                how = next(how for how in ways if how.sampler == usual)
+            for turned in knobs_of(teacher.model, CALLS[-1]):
+                taught = ways_at(teacher, CALLS[-1:], planned.seed, turned)
+                how = next(how for how in taught if how.sampler == usual)
                 drawn = draw_flow(teacher, prompts, how, new=run.model.config.length)
                 rows += [{**row, "subject": TEACHER} for row in drawn]
             names[TEACHER] = f"{planned.subject}: {TEACHER}"
-        write_samples(planned.folder / f"samples-{planned.name}.jsonl", rows)
         common: dict[str, Any] = {"on": on, "train_seed": planned.seed, "training_cpu_seconds": round(spent, 1)}
-        scored = [*bounds, *quality(rows, load_run(str(judge)), on)]
+        scored = bounds
+        if rows:
+            write_samples(planned.folder / part / f"samples-{planned.name}.jsonl", rows)
+            scored += quality(rows, load_run(str(judge)), on)
         return [r | common | {"subject": names[r["subject"]]} for r in scored]
 
     inputs = {
         **planned.inputs(), "judge": to_dict(judge_config), "calls": list(calls), "temperatures": [*TEMPERATURES, *SCORE_TEMPERATURES],
         "windows": [WINDOWS, NETWORK_CALLS, NUM], "grid": GRID,
+        "front": FRONT if planned.config().flow.noise == "token" else None,
     }  # fmt: skip
-    folder = RESULTS if tuple(calls) == CALLS else RESULTS / "orderings"
-    return cell(folder / f"{on}-{planned.name}.json", inputs, command, measure, kept)
+    return cell(RESULTS / part / f"{on}-{planned.name}.json", inputs, command, measure, kept)
+
+
+def ways_at(run: FlowRun, calls: Sequence[int], seed: int, turned: Knobs) -> list[Sampling]:
+    """The ways of writing of which these are among the knobs."""
+    temperature, score = turned
+    if turned not in {*knobs_of(run.model, 1), *knobs_of(run.model, 2)}:
+        return []
+    ways = by_calls(run, calls, seed, Warp(temperature), score=score)
+    return [how for how in ways if turned in knobs_of(run.model, how.steps)]
 
 
 BOUND = SimpleNamespace(

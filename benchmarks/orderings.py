@@ -46,7 +46,7 @@ ONE_PASS: Variant = {"flow__options__self_conditioning": 0.0}
 ORDERINGS = (
     Ordering("flm", "cross-entropy before regression of the endpoint", ("flow-flm", {}), ("flow-flm", {"flow__objective": "endpoint"}), 16, EULER),
     Ordering("flm", "cross-entropy before regression of the velocity", ("flow-flm", {}), ("flow-flm", {"flow__objective": "endpoint", "flow__options__power": 2.0, "flow__options__t_min": 0.05}), 16, EULER),
-    Ordering("flm", "times (and steps) where tokens are decided before even ones", ("flow-flm", {}), ("flow-flm", UNIFORM), 16, EULER),
+    Ordering("flm", "times where tokens are decided, and steps that close on them, before even ones", ("flow-flm", {}), ("flow-flm", UNIFORM), 16, EULER),
     Ordering("fmlm", "semigroup distillation before Lagrangian, one step", ("flow-fmlm", {}), ("flow-fmlm", {"flow__objective": "lsd", "flow__options__boundary": None}), 1, JUMPS),
     Ordering("dfm", "ESD (full precision) before PSD at four steps", ("flow-dfm-esd", {}), ("flow-dfm-psd", {}), 4, JUMPS),
     Ordering("dfm", "PSD before ESD (full precision) at one step", ("flow-dfm-psd", {}), ("flow-dfm-esd", {}), 1, JUMPS),
@@ -56,7 +56,7 @@ ORDERINGS = (
     Ordering("plaid", "a learned schedule before one even in log-SNR", ("flow-plaid", {}), ("flow-plaid", {"flow__options__times": None})),
     Ordering("plaid", "learned codes before codes as drawn", ("flow-plaid", {}), ("flow-plaid", {"flow__learn_codes": False})),
     Ordering("plaid", "the bound alone before cross-entropy added", ("flow-plaid", {}), ("flow-plaid", {"flow__options__cross_entropy": 1.0})),
-    Ordering("cdcd", "times (and steps) warped by cross-entropy before even ones", ("flow-cdcd", {}), ("flow-cdcd", UNIFORM), 16, EULER),
+    Ordering("cdcd", "times warped by cross-entropy, and steps that close on them, before even ones", ("flow-cdcd", {}), ("flow-cdcd", UNIFORM), 16, EULER),
     Ordering("langflow", "self-conditioning before none", ("flow-langflow", {}), ("flow-langflow", ONE_PASS), 16, EULER),
     Ordering("codar", "a contextual decoder before the softmax", ("flow-codar", {}), ("flow-codar", {"flow__decoder": "softmax"}), 16, EULER, ("contextual", "")),
     Ordering("codar", "a contextual decoder before the nearest code", ("flow-codar", {}), ("flow-codar", {}), 16, EULER, ("contextual", "nearest")),
@@ -70,7 +70,7 @@ ORDERINGS = (
     Ordering("leap", "the denoiser's trajectories before the map's own two jumps", ("flow-leap", {}), ("flow-leap", {"flow__objective": "kl-psd", "flow__options__jumps": None, "flow__options__num_steps": None, "flow__options__boundary": 0.0625, "flow__options__diagonal": 0.25}), 4, JUMPS),
     Ordering("leap", "jumps that are made before jumps of any length, of equal cost", ("flow-leap", {}), ("flow-leap", {"flow__options__jumps": None, "flow__options__boundary": 0.0625, "flow__options__diagonal": 0.8}), 4, JUMPS),
     Ordering("leap", "the denoiser first before both at once", ("flow-leap", {}), ("flow-leap", {"flow__denoiser_first": None}), 4, JUMPS),
-    Ordering("leap", "times (and steps) that follow cross-entropy before even ones", ("flow-leap", {}), ("flow-leap", UNIFORM), 4, JUMPS),
+    Ordering("leap", "times that follow cross-entropy, and steps that close on them, before even ones", ("flow-leap", {}), ("flow-leap", UNIFORM), 4, JUMPS),
 )  # fmt: skip
 
 

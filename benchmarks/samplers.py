@@ -33,9 +33,10 @@ def told_for(model: Any, sampler: str) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def knobs_of(model: Any) -> tuple[tuple[float, float], ...]:
-    """At which its samples are judged: where the temperature of the last softmax moves no entropy, that of all others too."""
-    scored = "score_temperature" in model.generation_config_class.extras
+def knobs_of(model: Any, steps: int) -> tuple[tuple[float, float], ...]:
+    """At which its samples of so many steps are judged: where the temperature of the last softmax moves no entropy, that of those
+    before it. A decoder's own temperature moves it as an autoregressive model's does."""
+    scored = steps > 1 and "score_temperature" in model.generation_config_class.extras
     return SCORE_TEMPERATURES if scored and not model.map.finishes and model.map.rounding is None else TEMPERATURES
 
 

@@ -48,7 +48,11 @@ def frontiers(records: Sequence[dict[str, Any]], on: str) -> dict[Way, dict[Knob
     """Way of writing → knobs → (entropy, judge NLL, its standard error), means over training seeds; one knob is turned."""
     found: dict[tuple[Way, Knobs], dict[str, list[dict[str, Any]]]] = {}
     for r in records:
-        if r["on"] == on and r["metric"] in ("judge_nll", "entropy") and "temperature" in r.get("contract", {}):
+        if (
+            r["on"] == on
+            and r["metric"] in ("judge_nll", "entropy")
+            and r.get("contract", {}).get("temperature") is not None
+        ):
             found.setdefault((way(r), knobs(r)), {}).setdefault(r["metric"], []).append(r)
     lines: dict[Way, dict[Knobs, tuple[float, float, float]]] = {}
     for (who, turned), both in found.items():
@@ -63,9 +67,13 @@ def knobs(r: dict[str, Any]) -> Knobs:
 
 
 def one_knob(points: dict[Knobs, P]) -> dict[Knobs, P]:
-    """Those that differ in the score temperature, where it was turned, and else in the temperature."""
-    scored = {turned: point for turned, point in points.items() if turned[0] == 1}
-    return scored if len(scored) > 1 else {turned: point for turned, point in points.items() if turned[1] == 1}
+    """The longest line along which one knob alone is turned, the score temperature where that is as long as any."""
+    lines = [
+        {turned: point for turned, point in points.items() if turned[still] == value}
+        for still in (0, 1)
+        for value in dict.fromkeys(turned[still] for turned in points)
+    ]
+    return max(lines, key=len, default={})
 
 
 def way(r: dict[str, Any]) -> Way:

@@ -57,7 +57,7 @@ def probe(argv: list[str]) -> None:
         """of the draws"""
         steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4)
         """flow language models: refinement steps, the draw of the tokens being the last"""
-        refining: Annotated[Refining, tyro.conf.arg(name="")] = field(default_factory=Refining)
+        refining: tyro.conf.OmitArgPrefixes[Refining] = field(default_factory=Refining)
 
     args = parse(Probe, argv, "leaplm probe")
     if not args.runs:

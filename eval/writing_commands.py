@@ -63,7 +63,7 @@ def sample(argv: list[str]) -> None:
         """keep the samples here, as JSONL; images as PNG, default RUN/samples/steps-N.png"""
         json: Path | None = None
         """write them as JSON, with command and provenance; of images the scores"""
-        refining: Annotated[Refining, tyro.conf.arg(name="")] = field(default_factory=Refining)
+        refining: tyro.conf.OmitArgPrefixes[Refining] = field(default_factory=Refining)
 
     args = parse(Sample, argv, "leaplm sample")
     if not args.runs:

@@ -15,7 +15,7 @@ Watcher = Callable[[Tensor], None]
 
 class Draft(Guided):
     """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate. score_temperature τ: the samplers head for the
-    codes expected under p^{1/τ} (2211.15089); tokens are drawn from p itself. guidance w: the samplers walk by
+    codes expected under p^{1/τ}; tokens are drawn, and decoders read, what p itself says, and so does a first pass. guidance w: the samplers walk by
     g_0 + w·(g_c − g_0), g_0 where nothing that is known is shown, and tokens are drawn from p ∝ p_0^{1−w} p_c^w."""
 
     def __init__(
@@ -53,19 +53,20 @@ class Draft(Guided):
     def jump(self, x: Tensor, t: Tensor, s: Tensor, told: Tensor | None = None) -> Tensor:
         return self.path.jump(x, self.heading(x, t, s if told is None else told), t, s)
 
-    def heading(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
-        """g."""
+    def heading(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1, heated: bool = True) -> Tensor:
+        """g. heated: by the score temperature; what a decoder reads is not."""
         if self.finishes:
             self.count(copies * self.passes)
             with torch.no_grad():
                 ends = [self.model.endpoint(x, t, s, context) for context in self.branches(len(x), copies)]
             return self.mixed(*ends).to(x.dtype)
-        return self.ends(self.answers(x, t, s, copies), x)
+        return self.ends(self.answers(x, t, s, copies), x, heated)
 
-    def ends(self, answers: list[Tensor], x: Tensor) -> Tensor:
+    def ends(self, answers: list[Tensor], x: Tensor, heated: bool = True) -> Tensor:
         """g of the logits of every branch."""
-        heated = answers if self.score_temperature == 1 else [z / self.score_temperature for z in answers]
-        return self.mixed(*(self.path.expected(self.model.codebook, z, x).to(x.dtype) for z in heated))
+        tau = self.score_temperature if heated else 1.0
+        tempered = answers if tau == 1 else [z / tau for z in answers]
+        return self.mixed(*(self.path.expected(self.model.codebook, z, x).to(x.dtype) for z in tempered))
 
     @torch.no_grad()
     def read(self, landed: Tensor) -> Tensor:

@@ -91,9 +91,9 @@ class Refinement:
         if self.delay:
             return write_apart(draft, x, uniform, rng, self)
         if self.decoder == "contextual":
-            return self.round(draft, draft.heading(*self.approach(draft, x, rng)), uniform)
+            return self.round(draft, draft.heading(*self.approach(draft, x, rng), heated=False), uniform)
         if self.decoder == "nearest":
-            tokens = draft.model.codebook.decode(draft.heading(*self.approach(draft, x, rng)))
+            tokens = draft.model.codebook.decode(draft.heading(*self.approach(draft, x, rng), heated=False))
             return tokens, torch.zeros_like(uniform)
         if draft.finishes:
             return self.warp.draw(draft.read(draft.heading(*self.approach(draft, x, rng))), uniform)

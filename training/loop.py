@@ -46,7 +46,8 @@ def train(
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), **log_with(config.training.tracker, run_dir))
     check_whole(accelerator.distributed_type)
     folder = RunDir(run_dir)
-    with folder.alone() if accelerator.is_main_process else contextlib.nullcontext():
+    trains = accelerator.is_main_process and config.training.steps not in folder.steps()
+    with folder.alone() if trains else contextlib.nullcontext():
         return _train(config, folder, build, accelerator, quiet, profile)
 
 

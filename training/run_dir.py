@@ -56,14 +56,16 @@ class RunDir:
             raise ValueError(
                 f"{self.path} is being trained by another process: wait for it, or name another folder with --run-dir"
             ) from None
-        except NotImplementedError:  # a file system without locks
+        except (NotImplementedError, OSError):  # a file system without locks
             pass
         try:
             yield
         finally:
-            lock.release()
-            if not (self.path / "config.yaml").exists():
+            begun = (self.path / "config.yaml").exists()
+            if not begun:
                 (self.path / LOCK).unlink(missing_ok=True)
+            lock.release()
+            if not begun:
                 with contextlib.suppress(OSError):
                     if new:
                         self.path.rmdir()

@@ -112,14 +112,18 @@ def _run_open(suite: OpenSuite, warp: Warp, args: Any, command: list[str]) -> No
         write_report(args.report, f"Joint validity on {suite.name}", [], records)
 
 
-OF_NO_LAW = ("runs", "suite", "json", "report", "picture", "num", "batch", "seed", "refining")
-"""Of a probe's options, those that leave alone what is drawn from."""
+NAMED = (
+    "decoder", "verify", "ending", "temperature", "top_p", "block", "sampler", "steps", "self_conditioning", "delay", "order", "grid",
+    "renoise", "guidance", "score_temperature",
+)  # fmt: skip
+"""Options that say what is drawn from, as they follow each other in a file's name."""
 
 
 def _how(args: Any) -> str:
     """What sets a probe apart from the usual one, in its file's name."""
-    options = [(part, field) for part in (args, args.refining) for field in fields(part) if field.name not in OF_NO_LAW]
-    changed = {field.name: value for part, field in options if (value := getattr(part, field.name)) != field.default}
+    usual = {field.name: field.default for part in (args, args.refining) for field in fields(part)}
+    asked = {**vars(args), **vars(args.refining)}
+    changed = {name: asked[name] for name in NAMED if asked[name] != usual[name]}
     told = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in changed.items()}
     return "".join(f"-{name}-{value}" for name, value in told.items())
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.frontier import at_common, at_entropy, frontiers, sections
+from eval.frontier import at_common, at_entropy, frontiers, one_knob, sections
 from eval.records import record
 
 
@@ -60,6 +60,11 @@ def test_where_the_score_temperature_was_turned_it_alone_makes_the_line():
     assert way == ("flow-leap", 1, "euler", 4)  # one way, whatever the knob
     assert {turned: point[:2] for turned, point in line.items()} == {(1.0, 0.8): (4.8, 3.8), (1.0, 1.0): (5.0, 4.0)}
     assert "T=1, score T=0.8" in sections(rows)[0].picture
+
+
+def test_the_longest_line_of_one_knob_is_drawn():
+    hot, cold = {(0.7, 0.8): 1, (1.0, 0.8): 2}, {(0.0, 1.0): 3, (0.7, 1.0): 4, (1.0, 1.0): 5}
+    assert one_knob(hot) == hot and one_knob(cold | {(1.0, 0.8): 2}) == cold and one_knob({}) == {}
 
 
 def test_two_writers_are_compared_where_both_have_an_entropy():

@@ -9,7 +9,7 @@ their bounds. Codes learn through all three terms. sum/count is nats a token: ti
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class VariationalBound(Objective):
     uniform in λ = log S, even over scales, or "logistic" with its center and scale, which allows t_max = 1. self_conditioning:
     share of the samples asked by two passes. cross_entropy: weight of −log p(x^l | x_t) at the drawn times, beside the bound (a choice
     that 2605.18530 found to harm); learned ends of the times hear it too. reading: share of the samples whose second term is computed,
-    and stands for all: next to the text there is little to learn, at the price of the third's network call (2305.18619 splits so too)."""
+    and stands for all in training: next to the text there is little to learn, at the price of the third's network call (2305.18619 splits
+    a batch so too)."""
 
     def __init__(
         self,
@@ -56,8 +57,8 @@ class VariationalBound(Objective):
             self.signal = times if isinstance(times, SignalLaw) else Cut(times, t_min, t_max)
 
     def forward(self, model, batch: TokenStates, *, teacher=None, rng: Rng, step: int) -> Loss:
-        plain, told_twice = model, drawn(rng, batch.size, self.self_conditioning)
-        model = asked(plain, told_twice)
+        plain, twice = model, drawn(rng, batch.size, self.self_conditioning)
+        model = asked(plain, twice)
         x_0 = model.codebook.encode(batch.tokens)
         told = x_0 if batch.scored is None else x_0 * batch.scored[..., None]
         t_min, t_max = self.signal.ends(model.path, x_0.device)
@@ -72,17 +73,17 @@ class VariationalBound(Objective):
         logits = model.logits(x_t, now, now, batch.context)
         drift = (expand(weight, x_0) * (x_0 - model.codebook.expected(logits)).square()).flatten(1).sum(1)
 
-        rows = torch.nonzero(rng.uniform("reads", batch.size).to(x_0.device) < self.reading)[:, 0]
-        reading = prior.new_zeros(batch.size)
-        if len(rows):
-            least = t_min.to(x_0).expand(len(rows))
-            x_least = model.path.noise(x_0[rows], model.path.draw_noise(rng, "eps_min", x_0)[rows], least)
-            now, reader = (
-                least.detach(),
-                asked(plain, None if told_twice is None else told_twice[rows.to(told_twice.device)]),
-            )
-            read = reader.logits(x_least, now, now, None if batch.context is None else batch.context[rows])
-            reading = reading.index_add(0, rows, cross_entropy(read, batch.tokens[rows]) / self.reading)
+        eps = model.path.draw_noise(rng, "eps_min", x_0)
+        share = self.reading if self.training else 1.0
+        if share == 1:
+            reading = reading_cost(model, batch, x_0, eps, t_min)
+        else:
+            rows = torch.nonzero(rng.place("reads", batch.size) < share)[:, 0].to(x_0.device)
+            some = asked(plain, None if twice is None else twice[rows.to(twice.device)])
+            reading = prior.new_zeros(batch.size)
+            if len(rows):
+                costs = reading_cost(some, batch[rows], x_0[rows], eps[rows], t_min)
+                reading = reading.index_add(0, rows, costs / share)
 
         count = batch.count
         parts = {"prior": prior, "drift": drift, "reading": reading}
@@ -103,3 +104,10 @@ class VariationalBound(Objective):
 
     def learn(self, statistics: dict[str, Tensor]) -> None:
         self.signal.learn(statistics)
+
+
+def reading_cost(model: Any, batch: TokenStates, x_0: Tensor, eps: Tensor, t_min: Tensor) -> Tensor:
+    """Σ_l −log p(x^l | x_{t_min}), (rows,). t_min: a scalar."""
+    t = t_min.to(x_0).expand(len(x_0))
+    x_t, now = model.path.noise(x_0, eps, t), t.detach()
+    return cross_entropy(model.logits(x_t, now, now, batch.context), batch.tokens)
