@@ -25,7 +25,15 @@ from typing import Any
 
 from benchmarks.cells import cell, settings
 from benchmarks.flow_runs import FRONT, Planned, by_calls, largest
-from benchmarks.flow_text_tables import CALLS, TEACHER, plot, print_against_teachers, print_bounds, print_quality
+from benchmarks.flow_text_tables import (
+    CALLS,
+    TEACHER,
+    plot,
+    print_against_teachers,
+    print_at_entropy,
+    print_bounds,
+    print_quality,
+)
 from benchmarks.orderings import calls_of, needed, print_orderings
 from benchmarks.samplers import GRID, SCORE_TEMPERATURES, TEMPERATURES, knobs_of
 from eval.flow import FlowRun, Sampling, load_flow
@@ -86,6 +94,7 @@ def main() -> None:
     if found:
         print_bounds(found)
         print_quality(found)
+        print_at_entropy(found)
         print_against_teachers(found)
         if args.orderings:
             print_orderings(found)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.samplers import RENOISE
-from eval.frontier import at_common, frontiers, knobs
+from eval.frontier import at_common, at_entropy, frontiers, knobs
 from eval.records import mean_error, seeds_mean, written_by
 
 CALLS = (1, 2, 4, 8, 16)
@@ -74,6 +74,25 @@ def _column(r: dict[str, Any]) -> int | None:
         return contract["steps"]
     nfe = contract.get("nfe")
     return next((n for n in CALLS if nfe is not None and nfe <= n), nfe)
+
+
+BELOW = 0.02
+"""Nats of entropy below real text, where samplers that save on variety are met."""
+
+
+def print_at_entropy(records: Sequence[dict[str, Any]]) -> None:
+    """Judge NLL where the samples have the entropy of real windows, and BELOW it, along the knob that was turned; means over seeds."""
+    print("| on | model | sampler | entropy | " + " | ".join(f"nfe {n}" for n in CALLS) + " |")
+    print("|---" * (4 + len(CALLS)) + "|")
+    for on in dict.fromkeys(r["on"] for r in records):
+        real = [r["value"] for r in records if (r["on"], r["subject"], r["metric"]) == (on, "data", "entropy")]
+        lines = {way: _points(line) for way, line in frontiers(records, on).items() if way[1] == 1}  # no blocks
+        for subject, sampler in dict.fromkeys((way[0], way[2]) for way in lines):
+            for entropy in (real[0] - BELOW, real[0]) if real else ():
+                found = [at_entropy(lines.get((subject, 1, sampler, n), []), entropy) for n in CALLS]
+                if any(nll is not None for nll in found):
+                    told = " | ".join("" if nll is None else f"{nll:.2f}" for nll in found)
+                    print(f"| {on} | {subject} | {sampler} | {entropy:.2f} | {told} |")
 
 
 def print_against_teachers(records: Sequence[dict[str, Any]]) -> None:

@@ -40,10 +40,11 @@ def laws_of(plan: FlowConfig, size: int) -> dict[str, Any]:
 @torch.no_grad()
 def quantiles(objective: Any, path: Any) -> list[float] | None:
     """Of the times that an objective looks at, as its law stands, rising to 1; None where they are even."""
-    law = getattr(getattr(objective, "objective", objective), "times", None)
+    own = getattr(objective, "objective", objective)
+    law = getattr(own, "times", None) or getattr(own, "signal", None)
     if law is None or isinstance(law, Uniform):
         return None
-    own = next(iter((*law.parameters(), *law.buffers())), torch.zeros(()))  # a law's own numbers say where it stands
-    u = torch.linspace(0, 1, POINTS, dtype=torch.float64, device=own.device).clamp(1e-9, 1 - 1e-9)
+    number = next(iter((*law.parameters(), *law.buffers())), torch.zeros(()))  # a law's own numbers say where it stands
+    u = torch.linspace(0, 1, POINTS, dtype=torch.float64, device=number.device).clamp(1e-9, 1 - 1e-9)
     times = law.time_of(u) if isinstance(law, TimeLaw) else law.draw(path, u).t
     return [*times.double().sort().values[:-1].clamp(0, 1).tolist(), 1.0]

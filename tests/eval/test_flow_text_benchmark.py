@@ -306,6 +306,20 @@ def test_maps_meet_their_teachers_and_themselves_at_an_entropy_of_both(capsys):
     assert told[2][1:] == ["map, grid clock, renoise 0.7", "4", "itself", "1 of 1", "2.000", "1.000", "3.000", "-2.000"]
 
 
+def test_samples_are_compared_at_the_entropy_of_real_text_and_a_little_below(capsys):
+    rows = [
+        *_judged("map", [{0.0: (1.0, 1.0), 1.0: (3.0, 2.0)}], nfe=4, sampler="pushforward"),
+        *_judged("map", [{0.0: (0.0, 9.0), 1.0: (1.0, 9.0)}], nfe=2, sampler="pushforward"),  # never so varied
+        *({**r, "contract": {}} for r in _judged("data", [{1.0: (2.0, 0.5)}])),
+    ]
+    flow_text_tables.print_at_entropy(rows)
+    told = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [[cell.strip() for cell in line] for line in told] == [
+        ["t", "map", "pushforward", "1.98", "", "", "1.49", "", ""],
+        ["t", "map", "pushforward", "2.00", "", "", "1.50", "", ""],
+    ]
+
+
 def test_a_map_that_reads_its_codes_takes_that_call_off_its_steps():
     model = SimpleNamespace(
         map=SimpleNamespace(finishes=True), grids=tuple, config=SimpleNamespace(self_conditioning=0.5)

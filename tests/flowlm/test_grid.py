@@ -7,6 +7,7 @@ import torch
 
 from flowlm.token_map import Known
 from flowmap.clocks import Monotone, Running
+from flowmap.objectives.tokens import TOKEN_OBJECTIVES
 from flowmap.path import LinearPath
 from flowmap.rng import Rng
 from flowmap.schedule import DecodeError
@@ -25,6 +26,8 @@ def test_quantiles_rise_to_1_and_are_none_of_even_times():
     for law in (DecodeError(V), Running(), Monotone()):
         found = quantiles(Looks(law), LinearPath())
         assert len(found) == POINTS and found == sorted(found) and found[-1] == 1.0 and 0 <= found[0] < 0.2
+    bound = TOKEN_OBJECTIVES["vlb"](times=Monotone())  # what it looks at is a law of the signal-to-noise ratio
+    assert quantiles(bound, LinearPath()) == quantiles(Looks(Monotone()), LinearPath())
     law = DecodeError(V)
     middle = torch.tensor(quantiles(Looks(law), LinearPath())[POINTS // 2], dtype=torch.float64)
     assert float(law.share_below(middle)) == pytest.approx(0.5, abs=1e-6)

@@ -31,6 +31,8 @@ class VariationalBound(Objective):
     and stands for all in training: next to the text there is little to learn, at the price of the third's network call (2305.18619 splits
     a batch so too)."""
 
+    version = 2
+
     def __init__(
         self,
         t_min: float = 0.02,
