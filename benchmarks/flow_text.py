@@ -9,7 +9,7 @@
 A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from, all of them together on BUDGET
 windows at most; scores 512 held-out windows by the model's first estimator (the bound in continuous time, masked diffusion's NELBO, or exactly; of
 a model of blocks at every length, in as many calls together); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, of flows in more than one step at 0 and 1 and at score temperatures 0.8, 1 and 1.2, in 1, 2,
-4, 8 and 16 calls of the network, by every sampler it has, a model of blocks in 1, 2, 4 and 8 steps a block of every length that has as many tokens; where tokens have times of their own, one token a step too, in 131 calls. The judge is
+4, 8 and 16 calls of the network, by every sampler it has, a model of blocks (a flow by its first sampler) in 1, 2, 4 and 8 steps a block of every length that has as many tokens; where tokens have times of their own, one token a step too, in 131 calls. The judge is
 the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. A frozen
 teacher writes in 16 calls beside its map. Two commands at once must not train the same run: the second says so. Cells and the plot lie in benchmarks/results/flow-text/, those of ablations in orderings/ there, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
 """

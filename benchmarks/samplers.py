@@ -19,9 +19,10 @@ BASELINES = {"leaplm-masked-diffusion": ("ancestral", "even"), "leaplm-autoregre
 
 
 def samplers_of(model: Any) -> tuple[str, ...]:
+    """Of a flow of blocks the first alone: every length and number of steps is a way of its own."""
     maps = TAUGHT if getattr(model.generation_config, "grid", None) else MAPS
     flow = DENOISERS if model.generation_config.sampler == "ddim" else maps
-    return BASELINES.get(model.config.model_type, flow)
+    return BASELINES.get(model.config.model_type, flow[:1] if model.config.block_lengths else flow)
 
 
 def told_for(model: Any, sampler: str) -> dict[str, Any]:
