@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks import flow_runs, flow_text, flow_text_tables, orderings
-from benchmarks.samplers import SCORE_TEMPERATURES, TEMPERATURES, grids_of
+from benchmarks.samplers import SCORE_TEMPERATURES, TEMPERATURES, grids_of, knobs_of
 from eval import flow_samples
 from eval.flow import Rows, Sampling, load_flow
 from eval.flow_samples import starts_of
@@ -318,6 +318,14 @@ def test_samples_are_compared_at_the_entropy_of_real_text_and_a_little_below(cap
         ["t", "map", "pushforward", "1.98", "", "", "1.49", "", ""],
         ["t", "map", "pushforward", "2.00", "", "", "1.50", "", ""],
     ]
+
+
+def test_a_decoder_s_own_temperature_is_the_knob_of_models_that_have_one():
+    told = {"vocab_size": 5, "length": 3, "codebook": "embedding", "state_size": 4}
+    told["backbone"] = {"width": 16, "depth": 1, "heads": 2}
+    plain, decoded = (FlowLM(FlowLMConfig(rounding=rounding, **told)) for rounding in (None, {"depth": 1}))
+    assert knobs_of(plain, 2) == SCORE_TEMPERATURES
+    assert knobs_of(plain, 1) == knobs_of(decoded, 2) == TEMPERATURES
 
 
 def test_a_map_that_reads_its_codes_takes_that_call_off_its_steps():

@@ -197,6 +197,8 @@ def test_a_share_of_the_samples_stands_for_what_reading_costs_all():
     model.logits = lambda x, *rest: seen.append(len(x)) or SixHands.logits(model, x, *rest)
     run(VariationalBound(0.4, reading=0.25), model, 0, 4000)
     assert seen[0] == 4000 and 850 < seen[1] < 1150  # and only these are asked
+    run(VariationalBound(0.4, reading=0.25).eval(), model, 0, 4000)
+    assert seen[2:] == [4000, 4000]  # in validation all are
 
 
 @pytest.mark.parametrize("theta", [(0.5, 0.0, 0.0, 0.0), (0.0, 0.0, 0.5, 0.0), (0.0, 0.0, 0.0, -0.4)])
