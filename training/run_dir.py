@@ -158,6 +158,8 @@ class RunDir:
         if self.metrics.exists():
             lines = self.metrics.read_text().split("\n")
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            if [*kept, ""] == lines:  # of a finished run, which others may read meanwhile
+                return
             partial = self.metrics.with_name("metrics.jsonl.partial")
             partial.write_text("".join(line + "\n" for line in kept))
             partial.replace(self.metrics)

@@ -66,8 +66,10 @@ def test_a_run_is_trained_by_one_process_at_a_time(text, tmp_path):
     assert [p.name for p in foreign.iterdir()] == ["thesis.tex"]
     train(config(text), run, build, quiet=True)
     assert train(config(text), run, build, quiet=True) == {}  # let go of: there is nothing left to do
+    metrics, inode = run / "metrics.jsonl", (run / "metrics.jsonl").stat().st_ino
     with RunDir(run).alone():  # what is finished is nobody's to write
         assert train(config(text), run, build, quiet=True) == {}
+    assert metrics.stat().st_ino == inode  # not made again while others read it
 
 
 def test_a_run_leaves_what_it_promises(text, tmp_path):
