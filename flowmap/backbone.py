@@ -19,13 +19,15 @@ VERSION = 2
 before does not stand beside what is measured after. 2: GELU as torch's plain one, one state without queries and keys."""
 PREFIX = "num_prefix"
 """What a cache is told of itself: how many of its states are a prefix."""
-Positions = Literal["learned", "rope", "learned-2d", "rope-2d", "none"]
+PLACES = 0.5
+"""Deviation of fresh learned positions beside rotary ones."""
+Positions = Literal["learned", "rope", "rope+learned", "learned-2d", "rope-2d", "none"]
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
     """state_size: of one state vector; output_size: default the same. max_positions: states at most, of the learned
-    kinds; grid: (rows, columns) of the 2-D kinds. time_scale: 1000 tells close times apart, 1 is smooth in t, which
+    kinds; grid: (rows, columns) of the 2-D kinds; rope+learned: both in one dimension, where what a state means hangs on its place in the whole. time_scale: 1000 tells close times apart, 1 is smooth in t, which
     objectives that differentiate in time need. embed: what the second embedder is given. use_s: False zeroes it (the
     s-ablation). read_bias: deviation of the first layer's fresh biases: where they are 0, the norm of a state is lost to the
     norms that follow until they are learned. num_classes, vector_size, prefix_size: 0 for none; class num_classes is the label of "no label"."""
@@ -84,9 +86,7 @@ class Backbone(nn.Module):
         self.vector = nn.Linear(c.vector_size, c.width) if c.vector_size else None
         self.time, self.target = TimeEmbedding(c.width, c.time_scale), TimeEmbedding(c.width, c.time_scale)
         grid = c.grid if c.positions.endswith("-2d") else None
-        self.learned = (
-            LearnedPositions(grid or (c.max_positions,), c.width) if c.positions.startswith("learned") else None
-        )
+        self.learned = LearnedPositions(grid or (c.max_positions,), c.width) if "learned" in c.positions else None
         self.turn = Rotary(c.width // c.heads, grid) if c.positions.startswith("rope") else None
         attend = attention or resolve(c.attention)
         self.blocks = nn.ModuleList(Block(c, layer, attend) for layer in range(c.depth))
@@ -101,6 +101,8 @@ class Backbone(nn.Module):
         for zero in (self.write, self.modulate, *(block.modulate for block in self.blocks)):
             nn.init.zeros_(zero.weight)  # type: ignore[union-attr,arg-type]
         nn.init.xavier_uniform_(self.read.weight)
+        if c.positions == "rope+learned":  # of the size of what is read, or they are not found beside rotations
+            nn.init.normal_(self.learned.tables[0].weight, std=PLACES)  # type: ignore[union-attr,arg-type]
         if c.read_bias:
             nn.init.normal_(self.read.bias, std=c.read_bias)
 
@@ -131,9 +133,9 @@ class Backbone(nn.Module):
         if self_cond is not None:
             h = h + _built(self.read_self, "self_conditioning")(self_cond)
         past = cache.get_seq_length() if cache is not None else 0
+        prefixed = getattr(cache, PREFIX, 0)
         if places is None:
-            # a prefix in the cache has no place among the states, but for one-dimensional RoPE, which counts it
-            first = past if self.config.positions == "rope" else past - getattr(cache, PREFIX, 0)
+            first = past - prefixed  # a prefix has no place among the states
             end = first + x.shape[1]
             if self.learned is not None and end > self.learned.held:
                 raise ValueError(f"{end} states, but positions for {self.learned.held}")
@@ -152,7 +154,7 @@ class Backbone(nn.Module):
             at = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if clean is None else clean
             at = nn.functional.pad(at, (num_prefix, 0), value=True)
             condition = condition.but(self._told(none, none, Context(label=context.label)), at)
-        turn = self.turn(past, num_prefix, places) if self.turn is not None else None
+        turn = self.turn(past, num_prefix, prefixed, places) if self.turn is not None else None
         for block in self.blocks:
             h = block(h, condition, mask, cache, turn)
         shift, scale = condition.through(self.modulate).chunk(2, -1)

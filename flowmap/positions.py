@@ -30,11 +30,11 @@ class Rotary:
         """size: coordinates of a head. grid: (rows, columns)."""
         self.size, self.grid = size, grid
 
-    def __call__(self, past: int, num_prefix: int, places: Tensor):
-        """places: (count,), of the states."""
+    def __call__(self, past: int, num_prefix: int, prefixed: int, places: Tensor):
+        """past: states in the cache, prefixed of them a prefix. places: (count,), of the states behind num_prefix more of it."""
         if self.grid is None:
             before = torch.arange(past, past + num_prefix, device=places.device)
-            turns = [torch.cat([before, num_prefix + places])]
+            turns = [torch.cat([before, prefixed + num_prefix + places])]
         else:
             zero = places.new_zeros(num_prefix)
             turns = [torch.cat([zero, part]) for part in (places // self.grid[1], places % self.grid[1])]

@@ -119,8 +119,8 @@ class FlowConfig:
     width: Count = 128
     depth: Count = 4
     heads: Count = 4
-    positions: Literal["learned", "rope", "none"] = "rope"
-    """how tokens know their place"""
+    positions: Literal["learned", "rope", "rope+learned", "none"] = "rope"
+    """how tokens know their place; rope+learned: where a token's meaning hangs on its place in the whole, a square of a grid"""
     time_scale: Size = 1000.0
     """of the time embeddings: 1000 tells near times apart; a few units are smooth, for objectives with derivatives"""
     use_s: bool = True

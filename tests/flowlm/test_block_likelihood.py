@@ -170,7 +170,7 @@ def chain_rule(model, tokens):
     return total
 
 
-@pytest.mark.parametrize("positions", ["rope", "learned"])
+@pytest.mark.parametrize("positions", ["rope", "learned", "rope+learned"])
 def test_blocks_of_one_without_step_or_state_are_the_autoregressive_likelihood_of_the_same_weights(positions):
     model, states = network(positions=positions), in_blocks(EVERY, 1)
     found = k_step(FromZero(model), states, addressed(states), torch.zeros(1, dtype=torch.float64))

@@ -146,7 +146,7 @@ def test_blocks_of_one_token_are_read_from_left_to_right():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("positions", ["rope", "learned"])
+@pytest.mark.parametrize("positions", ["rope", "learned", "rope+learned"])
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_one_block_behind_a_cache_is_that_block_of_the_doubled_pass(positions, size):
     """Read in as many parts as there are blocks, and each noisy block twice: the cache keeps the clean ones alone."""

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from flowmap.attention import NAMES, ShortAttention, differentiable, resolve
 from flowmap.backbone import Backbone, BackboneConfig, Context
 
-POSITIONS = ["learned", "rope", "learned-2d", "rope-2d", "none"]
+POSITIONS = ["learned", "rope", "rope+learned", "learned-2d", "rope-2d", "none"]
 CONTEXT = Context(torch.tensor([1, 2, 4]), torch.randn(3, 6), torch.randn(3, 2, 7))
 
 
@@ -105,7 +105,7 @@ def test_a_mask_hides_what_it_says():
     assert not torch.allclose(network(X, T, T)[:, :5], network(changed, T, T)[:, :5], atol=1e-2)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rope"])
+@pytest.mark.parametrize("positions", ["learned", "rope", "rope+learned"])
 def test_a_cache_stands_for_the_states_before(positions):
     network = build(positions=positions)
     mask = torch.ones(8, 8, dtype=torch.bool)
@@ -248,7 +248,7 @@ def test_fresh_biases_tell_states_of_different_norms_apart():
     assert torch.allclose(one, three, atol=1e-3) and not torch.allclose(told, told_three, atol=0.1)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rope", "none"])
+@pytest.mark.parametrize("positions", ["learned", "rope", "rope+learned", "none"])
 def test_one_state_looks_at_itself_alone(positions):
     """Without the products that can say nothing but that: the same output and the same gradient for every weight, none
     missing."""
