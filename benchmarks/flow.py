@@ -8,7 +8,7 @@ windows as the largest of the plan's trainings reads, then draws --num answers a
 pushforward, which tells the network where each jump lands (by restarts too, if it was taught its jumps), and by Euler's method on the same network; a denoiser by DDIM and DDPM;
 masked diffusion by its two samplers, an autoregressive model a token a call.
 The last softmax is drawn from; with --temperature 0, a cell of its own, its likeliest token is taken, and all that is random is the
-noise it came from.
+noise it came from. With --exact, cells of their own, the posterior over the suite's listed answers stands in a denoiser's place: what steps alone cost.
 `CPU s`: of the training and of those before it. Cells and the plot lie in benchmarks/results/flow/.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import cell, settings
+from benchmarks.exact_posterior import idealised
 from benchmarks.flow_runs import Planned, by_calls, largest
 from benchmarks.samplers import GRID
 from eval.flow import load_flow
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--num", type=int, default=NUM, help="samples a number of calls")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the last softmax")
+    parser.add_argument("--exact", action="store_true", help="the exact posterior in the networks' place")
     parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
     parser.add_argument("--all", nargs="*", default=[], metavar="KEY=VALUE", help="the same, of the runs before it too")
@@ -62,7 +64,7 @@ def main() -> None:
         fields, budget = partial(suite_fields, on), largest(PLAN.get(on, presets))
         for preset, seed in product(presets, args.seeds):
             planned = Planned(preset, args.runs / on, seed, fields, variant, everywhere, budget)
-            made = flow_cell(on, planned, args.num, args.temperature, command, args.kept)
+            made = flow_cell(on, planned, args.num, args.temperature, args.exact, command, args.kept)
             found += made
             if made:
                 print(f"{on} {preset} seed {seed}", flush=True)
@@ -78,14 +80,15 @@ def suite_fields(on: str, preset: str) -> dict[str, Any]:
 
 
 def flow_cell(
-    on: str, planned: Planned, num: int, temperature: float, command: list[str], kept: bool
+    on: str, planned: Planned, num: int, temperature: float, exact: bool, command: list[str], kept: bool
 ) -> list[dict[str, Any]]:
     suite = load_suite(on)
 
     def measure() -> list[dict[str, Any]]:
         folder, spent = planned.train()
-        run = load_flow(str(folder))
-        common: dict[str, Any] = {"on": on, "subject": planned.subject, "train_seed": planned.seed}
+        run = idealised(load_flow(str(folder)), suite) if exact else load_flow(str(folder))
+        subject = planned.subject + ", exact posterior" * exact
+        common: dict[str, Any] = {"on": on, "subject": subject, "train_seed": planned.seed}
         common["details"] = {"training_cpu_seconds": round(spent, 1)}
         records: list[dict[str, Any]] = []
         for how in by_calls(run, CALLS, planned.seed, Warp(temperature)):
@@ -102,8 +105,9 @@ def flow_cell(
         "calls": list(CALLS),
         "temperature": other,
         "grid": GRID,
+        "exact": exact,
     }
-    name = planned.name if other is None else f"{planned.name}-temperature-{temperature:g}"
+    name = "-".join([planned.name, *[f"temperature-{temperature:g}"] * (other is not None), *["exact"] * exact])
     return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
 
 

@@ -4,6 +4,7 @@
     python -m benchmarks.flow_text --on wikitext2 --seeds 0        subwords: the baselines, ours, and those with learned codes
     python -m benchmarks.flow_text --orderings --seeds 0           the ablations of the published systems, written in the calls
                                                                    that they are compared in, then what they say
+    python -m benchmarks.flow_text --bounds --presets flow-bound flow-mdlm        what they cost alone, no samples: quick seeds
     python -m benchmarks.flow_text --presets flow-flm --seeds 0 --set flow.options.times=uniform      another: a cell of its own
 
 A cell trains (or finds) RUNS/ON/PRESET-SEED, after the runs that it begins with or learns from, all of them together on BUDGET
@@ -11,7 +12,7 @@ windows at most; scores 512 held-out windows by the model's first estimator (the
 a model of blocks at every length, in as many calls together); and writes 128 whole windows from nothing at temperatures 0, 0.7 and 1 of the tokens' own draw, of flows in more than one step at 0 and 1 and at score temperatures 0.8, 1 and 1.2, in 1, 2,
 4, 8 and 16 calls of the network, by every sampler it has, a model of blocks (a flow by its first sampler) in 1, 2, 4 and 8 steps a block of every length that has as many tokens; where tokens have times of their own, one token a step too, in 131 calls. The judge is
 the preset ON-judge, which has never seen a sample; beside its NLL stand entropy and distinct-n, and the same of real windows. A frozen
-teacher writes in 16 calls beside its map. Two commands at once must not train the same run: the second says so. Cells and the plot lie in benchmarks/results/flow-text/, those of ablations in orderings/ there, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
+teacher writes in 16 calls beside its map. Two commands at once must not train the same run: the second says so. Cells and the plot lie in benchmarks/results/flow-text/, those of ablations and of bounds alone in partial/ there, the samples in RUNS/ON/samples-PRESET-SEED.jsonl.
 """
 
 import argparse
@@ -52,12 +53,12 @@ RESULTS = Path(__file__).parent / "results" / "flow-text"
 SUBWORDS: dict[str, Any] = {
     "tokenizer__kind": "bpe", "tokenizer__vocab_size": 2048, "flow__width": 256, "optimizer__lr": 1.0e-3,
 }  # fmt: skip
-OF_SUBWORDS = ("flow-ar", "flow-mdlm", "flow-bd3lm", "flow-leap", "flow-cdcd", "flow-langflow")
-"""The last two of subwords stand for the two best presets, until the table of characters says which they are: name others."""
+OF_SUBWORDS = ("flow-ar", "flow-mdlm", "flow-bd3lm", "flow-leap", "flow-bound", "flow-langflow")
+"""The last two have the least bounds of characters, and at equal entropy the likeliest samples of sixteen calls."""
 PLAN = {
     "characters": (
         "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm-psd", "flow-dfm-esd",
-        "flow-plaid", "flow-cdcd", "flow-langflow", "flow-adapt", "flow-block-flow", "flow-forcing", "flow-elf", "flow-codar",
+        "flow-plaid", "flow-cdcd", "flow-langflow", "flow-bound", "flow-adapt", "flow-block-flow", "flow-forcing", "flow-elf", "flow-codar",
     ),
     "wikitext2": OF_SUBWORDS,
     "stdlib": OF_SUBWORDS,
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
     parser.add_argument("--all", nargs="*", default=[], metavar="KEY=VALUE", help="the same, of the runs before it too")
     parser.add_argument("--orderings", action="store_true", help="the ablations of orderings.py, and what they say")
+    parser.add_argument("--bounds", action="store_true", help="no samples, where no whole cell is there")
     parser.add_argument("--kept", action="store_true", help="what is there; trains nothing")
     args = parser.parse_args()
     command, variant = ["python", "-m", "benchmarks.flow_text", *sys.argv[1:]], settings(args.set)
@@ -88,7 +90,10 @@ def main() -> None:
             wanted = [(*one, calls_of(one) if one[1] else CALLS) for one in needed()]
         for (preset, own, calls), seed in product(wanted, args.seeds):
             planned = planned_on(on, preset, seed, args.runs, own, everywhere)
-            if made := text_cell(on, planned, command, args.kept, calls):
+            made = text_cell(on, planned, command, args.kept or args.bounds, calls)
+            if args.bounds and not made:
+                made = text_cell(on, planned, command, args.kept, ())
+            if made:
                 print(f"{on} {planned.name}", flush=True)
             found += made
     if found:
@@ -129,10 +134,9 @@ def fields_of(on: str, preset: str) -> dict[str, Any]:
 def text_cell(
     on: str, planned: Planned, command: list[str], kept: bool, calls: Sequence[int] = CALLS
 ) -> list[dict[str, Any]]:
-    """calls: of the network, in which samples are written; other than CALLS for an ordering, whose cells stand apart."""
+    """calls: of the network, in which samples are written; cells of others than CALLS stand apart."""
     judge_config, judge = load_preset(f"{on}-judge"), planned.folder / "judge"
-
-    part = "" if tuple(calls) == CALLS else "orderings"
+    part = "" if tuple(calls) == CALLS else "partial"
 
     def measure() -> list[dict[str, Any]]:
         if calls:

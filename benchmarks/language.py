@@ -28,7 +28,7 @@ from eval.records import read_records, record
 from eval.refinement import Z, paired_slope, slope_of_means, slope_record, way
 
 RESULTS = Path(__file__).parent / "results" / "language"
-PRESETS = ("flow-ar", "flow-mdlm", "flow-flm", "flow-fmlm", "flow-leap", "flow-block-flow")
+PRESETS = ("flow-ar", "flow-mdlm", "flow-bound", "flow-fmlm", "flow-leap", "flow-block-flow")
 TASKS = {"local_blimp": "bound", "local_lambada_openai": "written"}
 """What a task's accuracy looks at: what sentences cost, or what is written."""
 CALLS = (1, 2, 4, 8, 16)

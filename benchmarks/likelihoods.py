@@ -41,7 +41,7 @@ from flowlm.likelihood.importance import COUNTS, LARGEST
 from flowlm.likelihood.terms import time_of
 
 RESULTS = Path(__file__).parent / "results" / "likelihoods"
-PRESETS = ("flow-flm", "flow-fmlm", "flow-leap", "flow-block-flow", "flow-mdlm", "flow-bd3lm", "flow-ar")
+PRESETS = ("flow-bound", "flow-fmlm", "flow-leap", "flow-block-flow", "flow-mdlm", "flow-bd3lm", "flow-ar")
 STEPS = (1, 2, 4, 8, 16)
 FEW = (1, 2, 4)
 """Steps of the sampler whose law is scored."""

@@ -47,7 +47,7 @@ from training.objectives import build_objective
 
 PRESETS = (
     "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm", "flow-dfm-psd", "flow-dfm-esd",
-    "flow-plaid", "flow-cdcd", "flow-langflow", "flow-codar", "flow-adapt", "flow-block-flow", "flow-forcing",
+    "flow-plaid", "flow-cdcd", "flow-langflow", "flow-bound", "flow-codar", "flow-adapt", "flow-block-flow", "flow-forcing",
 )  # fmt: skip
 CALLS = (1, 2, 4, 8, 16)
 TEMPERATURES = (0.0, 0.7, 1.0)

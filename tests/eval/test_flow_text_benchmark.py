@@ -226,11 +226,25 @@ def test_an_ablation_is_written_in_the_calls_that_it_is_compared_in(small, monke
     monkeypatch.setattr(flow_text, "needed", lambda: [jumps, bound, blocks])
     monkeypatch.setattr("sys.argv", ["flow_text", "--orderings", "--seeds", "0", "--runs", str(small / "runs")])
     flow_text.main()
-    cells = [json.loads(file.read_text())["results"] for file in (small / "results" / "orderings").iterdir()]
+    cells = [json.loads(file.read_text())["results"] for file in (small / "results" / "partial").iterdir()]
     bounds = {r["subject"] for found in cells for r in found if r["metric"] == "nll"}
     judged = [r for found in cells for r in found if r["metric"] == "judge_nll" and r["subject"] in bounds]
     assert len(cells) == len(bounds) == 3
     assert {(r["subject"], r["contract"]["nfe"]) for r in judged} == {(orderings.subject_of(jumps), 1)}
+
+
+def test_bounds_alone_need_no_judge_and_take_a_whole_cell_where_there_is_one(small, monkeypatch):
+    words = ["flow_text", "--runs", str(small / "runs"), "--presets", "flow-mdlm"]
+    monkeypatch.setattr("sys.argv", [*words, "--bounds", "--seeds", "0"])
+    flow_text.main()
+    (part,) = (small / "results" / "partial").iterdir()
+    assert {r["metric"] for r in json.loads(part.read_text())["results"]} >= {"nll"}
+    assert not (small / "runs" / "characters" / "judge").exists()
+    monkeypatch.setattr("sys.argv", [*words, "--seeds", "1"])
+    flow_text.main()
+    monkeypatch.setattr("sys.argv", [*words, "--bounds", "--seeds", "1"])
+    flow_text.main()
+    assert [file.name for file in (small / "results" / "partial").iterdir()] == [part.name]
 
 
 def _judged(subject, lines, **contract):
