@@ -39,7 +39,7 @@ PLAN = {
     "sums-2": WORDS,
     "poker-draw": WORDS,
 }
-"""Presets of each suite."""
+"""Presets of each suite, the denoiser first."""
 CALLS = (1, 2, 4, 8, 16)
 NUM = 20_000
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--num", type=int, default=NUM, help="samples a number of calls")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the last softmax")
-    parser.add_argument("--exact", action="store_true", help="the exact posterior in the networks' place")
+    parser.add_argument("--exact", action="store_true", help="the exact posterior in the place of the plan's denoiser")
     parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
     parser.add_argument("--all", nargs="*", default=[], metavar="KEY=VALUE", help="the same, of the runs before it too")
@@ -60,7 +60,7 @@ def main() -> None:
     command, variant = ["python", "-m", "benchmarks.flow", *sys.argv[1:]], settings(args.set)
     found, everywhere = [], settings(args.all)
     for on in args.on:
-        presets = args.presets or PLAN.get(on, ())
+        presets = args.presets or PLAN.get(on, ())[: 1 if args.exact else None]
         fields, budget = partial(suite_fields, on), largest(PLAN.get(on, presets))
         for preset, seed in product(presets, args.seeds):
             planned = Planned(preset, args.runs / on, seed, fields, variant, everywhere, budget)

@@ -20,7 +20,7 @@ before does not stand beside what is measured after. 2: GELU as torch's plain on
 PREFIX = "num_prefix"
 """What a cache is told of itself: how many of its states are a prefix."""
 PLACES = 0.5
-"""Deviation of fresh learned positions beside rotary ones."""
+"""Deviation of fresh learned positions beside rotary ones: near the size of a state that is read."""
 Positions = Literal["learned", "rope", "rope+learned", "learned-2d", "rope-2d", "none"]
 
 
@@ -101,7 +101,7 @@ class Backbone(nn.Module):
         for zero in (self.write, self.modulate, *(block.modulate for block in self.blocks)):
             nn.init.zeros_(zero.weight)  # type: ignore[union-attr,arg-type]
         nn.init.xavier_uniform_(self.read.weight)
-        if c.positions == "rope+learned":  # of the size of what is read, or they are not found beside rotations
+        if c.positions == "rope+learned":
             nn.init.normal_(self.learned.tables[0].weight, std=PLACES)  # type: ignore[union-attr,arg-type]
         if c.read_bias:
             nn.init.normal_(self.read.bias, std=c.read_bias)
