@@ -14,8 +14,8 @@ from flowmap.rng import Rng
 from training.data.cases import case_rows, encode_suite
 from training.data.flow_windows import FlowWindows
 
-LEAST = 1e-30
-"""A marginal of 0 is not taken the logarithm of."""
+LEAST, EARLIEST = 1e-30, 1e-3
+"""A marginal of 0 is not taken the logarithm of, nor the evidence, which grows as 1/σ², at a time of 0."""
 
 
 class ExactPosterior:
@@ -34,7 +34,7 @@ class ExactPosterior:
     def __call__(self, x_t: Tensor, t: Tensor, s: Tensor, context: Known, self_cond: Tensor | None = None) -> Tensor:
         """(B, N, V), where t is of whole windows."""
         evidence = context.settle(
-            self.map.path.prior_logits(self.map.codebook, x_t.double(), t.double().clamp_min(1e-3))
+            self.map.path.prior_logits(self.map.codebook, x_t.double(), t.double().clamp_min(EARLIEST))
         )
         posterior = (evidence.flatten(1) @ self.answers.T + self.log_p).softmax(-1)
         marginals = (posterior @ self.answers).unflatten(1, self.shape)

@@ -70,7 +70,7 @@ def main() -> None:
                 print(f"{on} {preset} seed {seed}", flush=True)
     if found:
         print_table(found)
-        told = [f"temperature={args.temperature:g}"] if args.temperature != 1 else []
+        told = [f"temperature={args.temperature:g}"] * (args.temperature != 1) + ["exact"] * args.exact
         if not args.presets and set(args.on) == set(PLAN):  # a picture is of the whole plan
             plot(found, RESULTS / ("-".join(["validity", *told, *args.all, *args.set]).replace("/", "-") + ".svg"))
 

@@ -54,7 +54,7 @@ SUBWORDS: dict[str, Any] = {
     "tokenizer__kind": "bpe", "tokenizer__vocab_size": 2048, "flow__width": 256, "optimizer__lr": 1.0e-3,
 }  # fmt: skip
 OF_SUBWORDS = ("flow-ar", "flow-mdlm", "flow-bd3lm", "flow-leap", "flow-bound", "flow-langflow")
-"""The last two have the least bounds of characters, and at equal entropy the likeliest samples of sixteen calls."""
+"""The last two have the least bounds of characters among flows."""
 PLAN = {
     "characters": (
         "flow-ar", "flow-mdlm", "flow-bd3lm", "flow-flm", "flow-fmlm", "flow-leap", "flow-cfm", "flow-dfm-psd", "flow-dfm-esd",

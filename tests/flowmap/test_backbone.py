@@ -105,6 +105,23 @@ def test_a_mask_hides_what_it_says():
     assert not torch.allclose(network(X, T, T)[:, :5], network(changed, T, T)[:, :5], atol=1e-2)
 
 
+@pytest.mark.parametrize("positions, told", [("rope", False), ("learned", True), ("rope+learned", True)])
+def test_learned_places_tell_states_apart_that_are_alike(positions, told):
+    out = build(positions=positions)(X[:, :1].expand_as(X), T, T)
+    assert torch.allclose(out, out[:, :1].expand_as(out), atol=1e-5) != told
+
+
+def test_rope_and_learned_places_are_both_there():
+    """Without what was learned the output is another, and rotations still tell the order."""
+    network = build(positions="rope+learned")
+    before = network(X, T, T)
+    with torch.no_grad():
+        network.learned.tables[0].weight.zero_()
+    alike = network(X, T, T)
+    assert not torch.allclose(before, alike, atol=1e-3)
+    assert not torch.allclose(network(X.flip(1), T, T).flip(1), alike, atol=1e-4)
+
+
 @pytest.mark.parametrize("positions", ["learned", "rope", "rope+learned"])
 def test_a_cache_stands_for_the_states_before(positions):
     network = build(positions=positions)
