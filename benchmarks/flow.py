@@ -60,10 +60,9 @@ def main() -> None:
     command, variant = ["python", "-m", "benchmarks.flow", *sys.argv[1:]], settings(args.set)
     found, everywhere = [], settings(args.all)
     for on in args.on:
-        presets = args.presets or PLAN.get(on, ())[: 1 if args.exact else None]
-        fields, budget = partial(suite_fields, on), largest(PLAN.get(on, presets))
+        presets = args.presets or PLAN.get(on, WORDS)[: 1 if args.exact else None]
         for preset, seed in product(presets, args.seeds):
-            planned = Planned(preset, args.runs / on, seed, fields, variant, everywhere, budget)
+            planned = suite_planned(on, preset, seed, args.runs, variant, everywhere)
             made = flow_cell(on, planned, args.num, args.temperature, args.exact, command, args.kept)
             found += made
             if made:
@@ -73,6 +72,14 @@ def main() -> None:
         told = [f"temperature={args.temperature:g}"] * (args.temperature != 1) + ["exact"] * args.exact
         if not args.presets and set(args.on) == set(PLAN):  # a picture is of the whole plan
             plot(found, RESULTS / ("-".join(["validity", *told, *args.all, *args.set]).replace("/", "-") + ".svg"))
+
+
+def suite_planned(
+    on: str, preset: str, seed: int, runs: Path, variant: dict[str, Any], everywhere: dict[str, Any]
+) -> Planned:
+    """A preset's training on a suite, and those before it, within the budget of the plan's largest."""
+    budget = largest(PLAN.get(on, WORDS))
+    return Planned(preset, runs / on, seed, partial(suite_fields, on), variant, everywhere, budget)
 
 
 def suite_fields(on: str, preset: str) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """What a token costs a flow language model by every estimator, on one trained model: bounds and estimates, their errors, their price.
 
-    python -m benchmarks.likelihoods --seeds 0                     characters: the denoiser, its few-step map, ours, blocks, baselines
+    python -m benchmarks.likelihoods --seeds 0                     characters: denoisers, few-step maps, blocks, baselines
+    python -m benchmarks.likelihoods --on poker                    six hands: the denoiser beside what was trained for the steps that are scored
     python -m benchmarks.likelihoods --on wikitext2 --presets flow-leap flow-mdlm --seeds 0
     python -m benchmarks.likelihoods --kept                        the tables of what is there
 
-Runs are those of benchmarks.flow_text, trained here where they are not. A cell scores held-out windows by
+Runs are those of benchmarks.flow_text and benchmarks.flow, trained here where they are not. A cell scores held-out windows by
 
     vlb        at times of the least variance, fitted on training text, and at uniform times: the variance of a network call of each
-    k-step     1 to 16 ancestral steps on grids fitted on training text
+    k-step     0 to 15 ancestral steps, one call more, on grids fitted on training text; of a model that was trained for them, on its own
     ode        the probability flow on a few windows, with what doubling its steps changes and the error of its trace
     sampler    the few-step sampler's own law, by importance sampling at 1, 4, 16 and 64 draws with the effective sample size; of models of
                blocks, whose blocks hold 512 numbers at most
@@ -29,8 +30,10 @@ from typing import Any
 import torch
 
 from benchmarks.cells import cell, settings
+from benchmarks.flow import PLAN as SUITES
+from benchmarks.flow import suite_planned
 from benchmarks.flow_runs import Planned
-from benchmarks.flow_text import BUDGET, planned_on
+from benchmarks.flow_text import planned_on
 from eval.flow import FlowRun, load_flow
 from eval.flow_perplexity import Estimators, asked_as_trained, estimator_of, measure_flow
 from eval.flow_records import Request
@@ -41,26 +44,30 @@ from flowlm.likelihood.importance import COUNTS, LARGEST
 from flowlm.likelihood.terms import time_of
 
 RESULTS = Path(__file__).parent / "results" / "likelihoods"
-PRESETS = ("flow-bound", "flow-fmlm", "flow-leap", "flow-block-flow", "flow-mdlm", "flow-bd3lm", "flow-ar")
-STEPS = (1, 2, 4, 8, 16)
+PRESETS = ("flow-bound", "flow-leap", "flow-block-flow", "flow-mdlm", "flow-bd3lm", "flow-ar")
+PLAN = {
+    "poker": ("flow-poker-denoiser", "flow-poker-k-step"),
+    "characters": ("flow-flm", "flow-k-step", "flow-fmlm", *PRESETS), "wikitext2": PRESETS, "stdlib": PRESETS,
+}  # fmt: skip
+STEPS = (0, 1, 3, 7, 15)
 FEW = (1, 2, 4)
 """Steps of the sampler whose law is scored."""
 ALONG = 16
 """Of the flow, and twice as many."""
 SIZES: dict[str, dict[str, int]] = {
-    "vlb": {"windows": 512, "calls": 256, "fit": 512}, "k-step": {"windows": 512, "calls": 64, "fit": 512},
+    "vlb": {"windows": 512, "calls": 64, "fit": 512}, "k-step": {"windows": 128, "calls": 64, "fit": 512},
     "ode": {"windows": 8, "calls": 16, "fit": 512}, "sampler": {"windows": 16, "calls": 16, "fit": 32},
-    "nelbo": {"windows": 512, "calls": 256, "fit": 512}, "exact": {"windows": 512, "calls": 16, "fit": 512},
+    "nelbo": {"windows": 512, "calls": 64, "fit": 512}, "exact": {"windows": 512, "calls": 16, "fit": 512},
 }  # fmt: skip
-"""Windows that each scores and that it is fitted on; network calls a window where they are chosen."""
+"""Windows that each scores and that it is fitted on; network calls a window where they are chosen, of a model of blocks of all its lengths together."""
 FIT = 512
 EVEN_CELLS = 512
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", nargs="+", default=["characters"], choices=list(BUDGET))
-    parser.add_argument("--presets", nargs="+", default=PRESETS, metavar="NAME")
+    parser.add_argument("--on", nargs="+", default=["characters"], choices=list(PLAN))
+    parser.add_argument("--presets", nargs="+", metavar="NAME", help="default: those the plan has")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/flow"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
@@ -68,11 +75,13 @@ def main() -> None:
     args = parser.parse_args()
     command, variant = ["python", "-m", "benchmarks.likelihoods", *sys.argv[1:]], settings(args.set)
     found = []
-    for on, preset, seed in product(args.on, args.presets, args.seeds):
-        made = bounds_cell(on, planned_on(on, preset, seed, args.runs, variant, {}), command, args.kept)
-        if made:
-            print(f"{on} {preset} seed {seed}", flush=True)
-        found += made
+    for on in args.on:
+        plan = suite_planned if on in SUITES else planned_on
+        for preset, seed in product(args.presets or PLAN[on], args.seeds):
+            made = bounds_cell(on, plan(on, preset, seed, args.runs, variant, {}), command, args.kept)
+            if made:
+                print(f"{on} {preset} seed {seed}", flush=True)
+            found += made
     if found:
         print_table(found)
         print_draws(found)
@@ -95,13 +104,13 @@ def scores(run: FlowRun) -> Iterator[dict[str, Any]]:
     """Of every estimator that the model has, nats a token alone. cpu_seconds: of one law by one estimator, the reading of the text
     and what is fitted on it included."""
     own, lengths = estimator_of(run, None), run.model.config.block_lengths
+    trained = [int(n) for n in getattr(run.model.config, "grids", None) or {}]
     for name in ("vlb", "k-step", "ode", "sampler") if own == "vlb" else (own,):
-        for block, steps in product(
-            blocks_of(run, name), {"k-step": STEPS, "ode": (ALONG,), "sampler": FEW}.get(name, (1,))
-        ):
-            start = time.process_time()
+        by_steps = {"k-step": trained or STEPS, "ode": (ALONG,), "sampler": FEW}.get(name, (1,))
+        for block, steps in product(blocks_of(run, name), by_steps):
+            start, calls = time.process_time(), max(6, SIZES[name]["calls"] // len(lengths or [None]))
             asked = SimpleNamespace(
-                estimator=name, steps=(steps,), calls=SIZES[name]["calls"], draws=max(COUNTS), sampler="pushforward", seed=0, data=None,
+                estimator=name, steps=(steps,), calls=calls, draws=max(COUNTS), sampler="pushforward", seed=0, data=None,
                 text_column="text", split="validation", windows=SIZES[name]["windows"], fit=SIZES[name]["fit"], length=None, certify=False,
                 from_zero=False, blocks=None if block is None else [block],
             )  # fmt: skip

@@ -5,6 +5,8 @@ from typing import Any
 
 DENOISERS, MAPS, TAUGHT = ("ddim", "ddpm"), ("pushforward", "euler"), ("pushforward", "restart", "euler")
 """Of a flow that has never been told where a jump lands, of one that has, and of one that was taught the jumps that it makes."""
+ANCESTRAL = ("ancestral", "ddpm")
+"""Of one that was trained for what so many ancestral steps are charged for: those, and on even times."""
 RENOISE = 0.7
 """Of restarts: the share of a state's noise that is fresh."""
 GRID = "closing"
@@ -20,6 +22,8 @@ BASELINES = {"leaplm-masked-diffusion": ("ancestral", "even"), "leaplm-autoregre
 
 def samplers_of(model: Any) -> tuple[str, ...]:
     """Of a flow of blocks the first alone: every length and number of steps is a way of its own."""
+    if getattr(model.config, "grids", None):
+        return ANCESTRAL
     maps = TAUGHT if getattr(model.generation_config, "grid", None) else MAPS
     flow = DENOISERS if model.generation_config.sampler == "ddim" else maps
     return BASELINES.get(model.config.model_type, flow[:1] if model.config.block_lengths else flow)

@@ -91,7 +91,7 @@ def samplings(
     sampler = sampler or run.model.generation_config.sampler
     if sampler not in samplers:
         raise ValueError(f"--sampler {sampler}: {run.name} knows {', '.join(samplers)}")
-    return [Sampling(n, sampler, warp or Warp(), seed, told) for n in run.model.grids(steps)]
+    return [Sampling(n, sampler, warp or Warp(), seed, told) for n in run.model.grids(steps, sampler)]
 
 
 def grid_of(run: FlowRun) -> str | None:

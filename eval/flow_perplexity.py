@@ -38,6 +38,8 @@ from flowmap.self_conditioning import TwoPass
 
 FIT_SEED = 1_000_003
 """Added to the seed of the draws: what is fitted sees other noise."""
+STEPS = (1, 2, 4, 8)
+"""That are scored where none are asked for."""
 CERTIFIED_CALLS = 64
 """Network calls a string at least, where strings are added up."""
 ODE_SLACK = 2e-3
@@ -61,8 +63,10 @@ def measure_flow(run: FlowRun, args: Any) -> tuple[list[dict[str, Any]], list[Ce
         raise ValueError(f"--from-zero: {name} shows the network no state of pure noise alone, k-step does")
     records: list[dict[str, Any]] = []
     certified = []
+    own = tuple(int(n) for n in getattr(run.model.config, "grids", None) or {}) if name == "k-step" else ()
+    steps = (own or STEPS) if args.steps is None else args.steps
     for block in block_lengths(run, args.blocks):
-        asked = Request(name, args.steps, args.calls, args.draws, args.sampler, args.seed, args.from_zero, block)
+        asked = Request(name, steps, args.calls, args.draws, args.sampler, args.seed, args.from_zero, block)
         text = scored_text(run, args.data, args.text_column, args.split, args.windows, args.fit, block)
         estimator = Estimators(run, text.training, asked)
         if args.certify:

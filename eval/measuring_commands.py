@@ -100,8 +100,8 @@ def perplexity(argv: list[str]) -> int:
         """flow language models: vlb (default), the bound in continuous time; k-step, of so many ancestral steps; ode, by the
         flow, an estimate; sampler, what the few-step sampler itself spends. Masked diffusion has nelbo, the autoregressive
         baseline exact"""
-        steps: Annotated[tuple[int, ...], numbers()] = (1, 2, 4, 8)
-        """flow language models: of k-step, ode and sampler"""
+        steps: Annotated[tuple[int, ...], numbers()] | None = None
+        """flow language models: of k-step, ode and sampler; default 1,2,4,8, of k-step those that a run was trained for"""
         from_zero: bool = False
         """flow language models: the k-step bound of a network that is shown zeros in the place of pure noise; with --steps 0
         nothing is drawn, and the score is exact"""
@@ -128,7 +128,8 @@ def perplexity(argv: list[str]) -> int:
         raise ValueError("perplexity needs at least one run: leaplm perplexity RUN")
     if args.length is not None and args.length < 2:
         raise ValueError(f"--length {args.length} must be 2 at least")
-    if min(args.windows, args.fit, args.calls, args.draws) < 1 or not args.steps or min(args.steps) < 0:
+    steps = (1,) if args.steps is None else args.steps
+    if min(args.windows, args.fit, args.calls, args.draws) < 1 or not steps or min(steps) < 0:
         raise ValueError("--windows, --fit, --calls and --draws must be 1 or above, --steps 0 or above")
     from eval.perplexity import run
 

@@ -130,7 +130,7 @@ class FlowGenerationMixin:
     """(known, rng, *, steps, sampler, warp, watch, told, end, ends): as `writing.write`; end: places from there on are not
     wanted; ends: the tokens a row may stop behind."""
 
-    def grids(self, steps: Sequence[int]) -> tuple[int, ...]:
+    def grids(self, steps: Sequence[int], sampler: str | None = None) -> tuple[int, ...]:
         """Which of these numbers of steps it can take."""
         return tuple(steps)
 

@@ -1,6 +1,7 @@
 """A flow language model as a transformers model: codes of tokens, the shared backbone, the two-time map around it."""
 
 from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -159,6 +160,11 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         if config.grids and how.get("sampler") == "ancestral":
             how["times"] = self.trained_times(how.get("steps", 1))
         return write(self.map, self.blank_states(known.tokens), rng, known=known, **how)
+
+    def grids(self, steps: Sequence[int], sampler: str | None = None) -> tuple[int, ...]:
+        """Of the steps that its training made alone those, where any is asked for."""
+        trained = [n for n in steps if str(n - 1) in (self.config.grids or {})]
+        return tuple(trained if trained and sampler == "ancestral" else steps)
 
     def decoder(self, asked: str | None, delay: int = 0) -> str:
         """The one that writes. delay: tokens that start apart are drawn as they arrive, each from its softmax."""

@@ -55,6 +55,9 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
     objective.check_path(model.map.path)
     if denoises_alone(objective):
         model.generation_config.sampler = "ddim"  # type: ignore[attr-defined]
+    if isinstance(objective, AncestralBound):
+        model.generation_config.sampler = "ancestral"  # type: ignore[attr-defined]  # the steps that it is trained to make
+        model.generation_config.num_steps = 1 + max(objective.counts)  # type: ignore[attr-defined]
     if getattr(objective, "jumps", 1) > 1:
         model.generation_config.grid = "closing"  # type: ignore[attr-defined]  # the jumps that it was taught
     return model

@@ -87,7 +87,7 @@ class AutoregressiveLM(DiscreteLM):
         """Logits of each token given those before it, (batch, length, vocab_size)."""
         return self.map.logits(tokens)
 
-    def grids(self, steps: Sequence[int]) -> tuple[int, ...]:
+    def grids(self, steps: Sequence[int], sampler: str | None = None) -> tuple[int, ...]:
         """A step a token of the window, whatever is asked."""
         return (self.config.length,)
 

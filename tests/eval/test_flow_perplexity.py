@@ -10,7 +10,7 @@ import torch
 
 import leaplm
 from eval.certificate import of_score
-from eval.flow import load_flow
+from eval.flow import load_flow, samplings
 from eval.flow_perplexity import Estimators, Request, joined, together
 from eval.flow_text import freed, scored_text
 from flowlm.likelihood import FewStep, enumerated
@@ -191,9 +191,12 @@ def test_a_map_of_few_steps_is_scored_on_its_own_grid_and_told_where_it_lands(ru
     train(config, runs / "few", build, quiet=True)
     model = load_flow(str(runs / "few")).model
     assert {k: len(grid) for k, grid in model.config.grids.items()} == {"1": 2, "4": 5}
+    assert (model.generation_config.sampler, model.generation_config.num_steps) == ("ancestral", 5)
+    assert [how.steps for how in samplings(load_flow(str(runs / "few")), (1, 2, 4, 5))] == [2, 5]
+    assert [how.steps for how in samplings(load_flow(str(runs / "few")), (1, 2), "ddpm")] == [1, 2]
     found = [
         r for r in records(runs, "few", tmp_path) if r["metric"] == "nll"
-    ]  # its own estimator, what it has of --steps
+    ]  # its own estimator, the steps that it was trained for
     assert [(r["contract"]["estimator"], r["contract"]["steps"], r["contract"]["nfe"]) for r in found] == [
         ("k-step", 1, 2),
         ("k-step", 4, 5),

@@ -63,7 +63,7 @@ def test_every_preset_of_characters_trains_and_writes(name, tiny, earlier, tmp_p
     else:
         assert loss > 0
     model = AutoModel.from_pretrained(model_folder(tmp_path / "run"), dtype=torch.float32)
-    told = {"flow-ar": "causal", "flow-mdlm": "ancestral", "flow-bd3lm": "ancestral"}
+    told = {"flow-ar": "causal", **dict.fromkeys(("flow-mdlm", "flow-bd3lm", "flow-k-step"), "ancestral")}
     assert model.generation_config.sampler == told.get(name, "pushforward" if name in TWO_TIMES else "ddim")
     grid = "closing" if name in TAUGHT_THEIR_JUMPS else None
     assert getattr(model.generation_config, "grid", None) == grid
@@ -93,4 +93,4 @@ def test_presets_differ_in_nothing_but_what_they_are():
 def test_maps_have_smooth_times_and_flows_spread_theirs(name):
     flow = load_preset(name).flow
     assert name not in TWO_TIMES or flow.time_scale == 10
-    assert name == "flow-ar" or flow.options["low_discrepancy"] is True
+    assert name in ("flow-ar", "flow-k-step") or flow.options["low_discrepancy"] is True
