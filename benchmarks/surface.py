@@ -3,16 +3,17 @@ one that writes whole windows; joint heads on the same suite, from independent t
 
     python -m benchmarks.surface                          every cell that is not there yet, then tables and the figure
     python -m benchmarks.surface --on brackets-8 --seeds 0 --heads --set training.steps=200
+    python -m benchmarks.surface --scores                 no speeds, which want an idle machine; without --scores they follow
 
 Three models share one network, data and budget: blocks (all lengths in one model), whole (windows alone) and
-autoregressive. A cell trains (or finds) RUNS/ON/KIND-SEED and scores it as `leaplm perplexity` does:
+autoregressive. A cell trains (or finds) RUNS/ON/KIND-SEED and scores it as `leaplm perplexity` does; its speeds are a cell of their own:
 
     nll                 k-step at K = 0, 1, 2, 4, … (a bound), vlb (K = ∞, a bound), exact of the autoregressive model, and of blocks
                         of one token at K = 0 whose state is zero; of a suite's whole law, Monte Carlo error inside a cell
     tokens_per_second   of the sampler that the bound is of (ddpm, K + 1 calls a block), turns taken
     block_nll           of heads on a suite whose answers are one block: exact, or a bound of so many draws, by the head's steps
 
-On text whose trunk has other tokens heads stand in a picture of their own, from the cells of `benchmarks.heads`. Cells and
+Text is characters, whose trunk has other tokens: its heads stand in a picture of their own, from the cells of `benchmarks.heads`. Cells and
 the figure lie in benchmarks/results/surface/.
 """
 
@@ -21,6 +22,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,12 +53,17 @@ from training.mtp_task import build as build_heads
 from training.tasks import build
 
 RESULTS = Path(__file__).parent / "results" / "surface"
-PLAN = {"brackets-8": "flow-block-brackets-8", "wikitext2": "flow-block-flow"}
+PLAN = {"brackets-8": "flow-block-brackets-8", "characters": "flow-block-flow"}
 """The preset of blocks on each text."""
+TRUNK = {"characters": "wikitext2"}
+"""The text of benchmarks.heads that these are the characters of."""
 KINDS = ("blocks", "whole", "autoregressive")
 HEADS = ("independent", "first-order-chain", "recurrent-chain", "block-chain", "flow-map")
 STEPS = (0, 1, 2, 4, 8, 16)
-SCORING = {"calls": 256, "windows": 1024, "fit": 1024}
+SCORING = {
+    "brackets-8": {"calls": 256, "windows": 1024, "fit": 1024},
+    "characters": {"calls": 16, "windows": 256, "fit": 256},
+}
 DRAWS, ANSWERS = 4096, 256
 """Of the noise for each block of a head that is not exact; blocks scored at most."""
 BATCH, ROUNDS = 64, 5
@@ -70,6 +77,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="*", default=HEADS, choices=HEADS, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS, help="K")
+    parser.add_argument("--scores", action="store_true", help="no speeds")
     parser.add_argument("--runs", type=Path, default=Path("runs/surface"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="variants: fields of the preset")
     parser.add_argument("--kept", action="store_true", help="what is there; trains nothing")
@@ -78,7 +86,7 @@ def main() -> None:
     for on in args.on:
         found: list[dict[str, Any]] = []
         for kind, seed in product(args.kinds, args.seeds):
-            made = model_cell(on, kind, seed, args.steps, args.runs, command, variant, args.kept)
+            made = model_cells(on, kind, seed, args.steps, args.runs, command, variant, args.kept, args.scores)
             found += made
             if made:
                 print(f"{on} {kind} seed {seed}", flush=True)
@@ -101,35 +109,40 @@ def planned(on: str, kind: str, seed: int, variant: dict[str, Any]) -> RunConfig
     return config
 
 
-def model_cell(
-    on: str, kind: str, seed: int, steps: Sequence[int], runs: Path, command: list[str], variant: dict[str, Any], kept: bool
+def model_cells(
+    on: str, kind: str, seed: int, steps: Sequence[int], runs: Path, command: list[str], variant: dict[str, Any], kept: bool, scores: bool
 ) -> list[dict[str, Any]]:  # fmt: skip
     config, name = planned(on, kind, seed, variant), cell_name(kind, seed, variant)
     suite = suite_of(on)
 
-    def measure() -> list[dict[str, Any]]:
-        folder = runs / on / name
-        train(config, folder, build)
-        run = load_flow(str(folder))
-        records = [r for r in likelihoods(run, steps) if r["metric"] == "nll"]
-        records += speeds(run, steps, on, seed)
-        return records + ([] if suite is None else [entropy(run, suite, on)])
+    def trained() -> FlowRun:
+        train(config, runs / on / name, build)
+        return load_flow(str(runs / on / name))
 
-    law = {} if suite is None else {"law": suite.fingerprint}
-    timing = {"batch": BATCH, "rounds": ROUNDS}
-    inputs = {**stated(config), **law, "k": list(steps), "scoring": SCORING, "timing": timing}
-    return cell(RESULTS / f"{on}-{name}.json", inputs, command, measure, kept)
+    def score() -> list[dict[str, Any]]:
+        run = trained()
+        records = [r for r in likelihoods(run, steps, SCORING[on]) if r["metric"] == "nll"]
+        named = [r | {"on": on, "train_seed": seed} for r in records]  # of a text by its symbols
+        return named + ([] if suite is None else [entropy(run, suite, on)])
+
+    inputs = {**stated(config), **({} if suite is None else {"law": suite.fingerprint}), "k": list(steps)}
+    scoring, timing = {"scoring": SCORING[on]}, {"timing": {"batch": BATCH, "rounds": ROUNDS}}
+    found = cell(RESULTS / f"{on}-{name}.json", inputs | scoring, command, score, kept)
+    timed = partial(speeds, steps=steps, on=on, seed=seed)
+    return found + cell(
+        RESULTS / f"{on}-{name}-speed.json", inputs | timing, command, lambda: timed(trained()), kept or scores
+    )
 
 
 def suite_of(on: str) -> Suite | None:
     return load_suite(on) if load_preset(PLAN[on]).data.suite else None
 
 
-def likelihoods(run: FlowRun, steps: Sequence[int]) -> list[dict[str, Any]]:
+def likelihoods(run: FlowRun, steps: Sequence[int], scoring: dict[str, int]) -> list[dict[str, Any]]:
     """By every estimator that is a bound or exact, at all block lengths."""
     lengths = run.model.config.block_lengths
     common = {"data": None, "length": None, "text_column": "text", "split": "validation", "draws": DRAWS, "seed": 0}
-    common |= {"certify": False, "sampler": "pushforward", **SCORING}
+    common |= {"certify": False, "sampler": "pushforward", **scoring}
 
     def scored(estimator: str | None, k: Sequence[int] = (), from_zero: bool = False, blocks: Any = lengths):
         asked = {"estimator": estimator, "steps": tuple(k), "from_zero": from_zero, "blocks": blocks}
@@ -203,9 +216,9 @@ def head_cell(on: str, head: str, seed: int, runs: Path, command: list[str], kep
     """Of a suite, trained with the suite's own preset; of text, what benchmarks.heads keeps."""
     suite = suite_of(on)
     if suite is None:
-        file = HEAD_CELLS / f"{on}-{head}-{seed}.json"
+        file = HEAD_CELLS / f"{TRUNK[on]}-{head}-{seed}.json"
         held = json.loads(file.read_text())["results"] if file.exists() else []
-        tokens = {"on": f"{on}, the trunk's tokens"}
+        tokens = {"on": f"{TRUNK[on]}, the trunk's tokens"}
         return [r | tokens for r in held if r["metric"] == "block_nll"]
     rank = {"head__rank": None} if head == "flow-map" else {}
     config = override(load_preset(on), head__name=head, seed=seed, **rank)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 
 import pytest
 
@@ -98,15 +99,22 @@ SMALL = [
 
 def test_the_benchmark_measures_the_plane_and_keeps_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(surface, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(surface, "SCORING", {"calls": 8, "windows": 20, "fit": 64})
+    monkeypatch.setattr(surface, "SCORING", {"brackets-8": {"calls": 8, "windows": 20, "fit": 64}})
     monkeypatch.setattr(surface, "ROUNDS", 1)
     monkeypatch.setattr(surface, "BATCH", 4)
     words = ["surface", "--on", "brackets-8", "--seeds", "0", "--heads", "--steps", "0", "1"]
     monkeypatch.setattr("sys.argv", [*words, "--runs", str(tmp_path / "runs"), "--set", *SMALL])
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--scores"])
+    surface.main()
+    assert len(list((tmp_path / "results").glob("*.json"))) == 3
+    monkeypatch.setattr("sys.argv", sys.argv[:-1])
+    capsys.readouterr()
     surface.main()
     told = capsys.readouterr().out
-    cells = {file.name.split("-")[2]: json.loads(file.read_text())["results"] for file in (tmp_path / "results").glob("*.json")}  # fmt: skip
-    assert set(cells) == {"blocks", "whole", "autoregressive"}
+    cells: dict[str, list[dict]] = {}
+    for file in (tmp_path / "results").glob("*.json"):  # scores and speeds
+        cells.setdefault(file.name.split("-")[2], []).extend(json.loads(file.read_text())["results"])
+    assert set(cells) == {"blocks", "whole", "autoregressive"} and len(list((tmp_path / "results").glob("*.json"))) == 6
     found = {
         (r["contract"].get("block"), r["contract"]["steps"]): r
         for r in cells["blocks"]
