@@ -3,7 +3,7 @@
     python -m benchmarks.language --seeds 0 [--tasks local_blimp local_lambada_openai] [--limit 8]
 
 The runs are those of benchmarks.flow_text, one network, one text and one budget of tokens, trained if they are not there. At 1, 2, 4, 8 and
-16 calls: BLiMP, which of two sentences costs less under the bound of as many ancestral steps, the read of the tokens being the
+16 calls (of a model of blocks, of each of its blocks of 16): BLiMP, which of two sentences costs less under the bound of as many ancestral steps, the read of the tokens being the
 last; LAMBADA, whether the last word is what the model writes at temperature 0. What does not depend on a number of steps
 (masked diffusion's NELBO, an autoregressive model's exact score) is scored once. Suites: validity, from the cells of benchmarks.flow.
 Every bound is a mean of as many draws. A doubling of the calls adds the slope; its 95% interval is over documents, the same at
@@ -24,19 +24,22 @@ from benchmarks.flow import RESULTS as SUITES
 from benchmarks.flow_runs import Planned
 from benchmarks.flow_text import planned_on
 from eval.baseline_likelihood import ESTIMATOR
+from eval.flow import load_flow
 from eval.records import read_records, record
 from eval.refinement import Z, paired_slope, slope_of_means, slope_record, way
 
 RESULTS = Path(__file__).parent / "results" / "language"
-PRESETS = ("flow-ar", "flow-mdlm", "flow-bound", "flow-fmlm", "flow-leap", "flow-block-flow")
+PRESETS = ("flow-ar", "flow-mdlm", "flow-leap", "flow-block-flow")
 TASKS = {"local_blimp": "bound", "local_lambada_openai": "written"}
 """What a task's accuracy looks at: what sentences cost, or what is written."""
 CALLS = (1, 2, 4, 8, 16)
 LIMITS = {"local_blimp": 8, "local_lambada_openai": 400}
 """Documents of each (sub)task."""
-DRAWS, COMMON = 16, 2
+DRAWS, COMMON = 8, 2
 """Of a bound's noise, whatever the number of calls, or the noise of what is scored would grow with them; tokens by which the two
 sentences of a pair have their noise in common."""
+BLOCK = 16
+"""Tokens, where a model writes in blocks: calls are then of each."""
 
 
 def main() -> None:
@@ -82,14 +85,12 @@ def language_cell(
             records.append(slope_record(records[0], list(by_calls), *paired_slope(list(by_calls), each)))
         return records
 
-    inputs = {**planned.inputs(), "task": task, "limit": limit, "calls": list(CALLS), "draws": [DRAWS, COMMON]}
+    inputs = {**planned.inputs(), "task": task, "limit": limit, "calls": list(CALLS), "draws": [DRAWS, COMMON], "block": BLOCK}
     return cell(RESULTS / f"{on}-{task}-{planned.name}.json", inputs, command, measure, kept)
 
 
 def calls_of(folder: str, looks_at: str) -> tuple[int | None, ...]:
     """None: the score knows no number of calls."""
-    from eval.flow import load_flow
-
     model = load_flow(folder).model
     own = ESTIMATOR.get(model.config.model_type)
     if own == "exact" or (own and looks_at == "bound"):
@@ -108,7 +109,9 @@ def accuracy(folder: str, task: str, limit: int, nfe: int | None) -> tuple[np.nd
 
     baseline = nfe is None or TASKS[task] == "written"
     estimator = None if baseline else "k-step"
-    lm = LeapFlow(folder, steps=nfe, estimator=estimator, calls=DRAWS * max(nfe or 0, 2), common=COMMON, batch_size=64)
+    block = BLOCK if load_flow(folder).model.config.block_lengths else None
+    calls = DRAWS * max(nfe or max(CALLS), 2)
+    lm = LeapFlow(folder, steps=nfe, estimator=estimator, calls=calls, common=COMMON, block=block, batch_size=64)
     done = simple_evaluate(
         lm, tasks=[task], task_manager=TaskManager(include_path=str(FOLDER)), limit=limit, bootstrap_iters=0, log_samples=True
     )  # fmt: skip
@@ -117,7 +120,7 @@ def accuracy(folder: str, task: str, limit: int, nfe: int | None) -> tuple[np.nd
     )
     written = TASKS[task] == "written"
     contract = {"sampler": lm.sampling.sampler} if written else {"estimator": lm.estimator}
-    return values, "estimate" if written else KINDS[lm.estimator], contract | {"steps": nfe, "dtype": "float32"}
+    return values, "estimate" if written else KINDS[lm.estimator], contract | {"steps": nfe, "block": block, "dtype": "float32"}
 
 
 def suite_slopes(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -89,7 +89,8 @@ def lines(records: Sequence[dict[str, Any]]) -> dict[str, list[Point]]:
 
 def way(r: Mapping[str, Any]) -> str:
     contract = r["contract"]
-    told = [written_by(r), contract.get("estimator") or contract.get("sampler") or ""]
+    blocks = f"blocks of {contract['block']}" if contract.get("block") else ""
+    told = [written_by(r), blocks, contract.get("estimator") or contract.get("sampler") or ""]
     if contract.get("temperature") not in (None, 1, 1.0):
         told.append(f"T = {contract['temperature']:g}")
     return ", ".join(filter(None, told))

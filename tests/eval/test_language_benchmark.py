@@ -67,3 +67,9 @@ def test_what_is_written_takes_as_many_calls_as_it_is_asked(small, monkeypatch, 
     _, masked = measured(small, monkeypatch, capsys, "written", "flow-mdlm")
     assert calls(masked) == [1, 2] and {r["kind"] for r in masked} == {"estimate"}
     assert {r["contract"].get("sampler") for r in masked} == {"ancestral"} and all(r["n"] == 2 for r in masked)
+
+
+def test_a_model_of_blocks_is_asked_at_one_length(small, monkeypatch, capsys):
+    told, blocks = measured(small, monkeypatch, capsys, "bound", "flow-block-flow")
+    assert {r["contract"]["block"] for r in blocks} == {language.BLOCK} and calls(blocks) == [1, 2]
+    assert "flow-block-flow, blocks of 16, k-step" in told
