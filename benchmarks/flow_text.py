@@ -63,8 +63,9 @@ PLAN = {
     "wikitext2": OF_SUBWORDS,
     "stdlib": OF_SUBWORDS,
 }  # fmt: skip
-BUDGET = dict.fromkeys(PLAN, 1200 * 64)
-"""Windows of 128 that are read in training, at most: models of blocks have fewer steps, of windows that they read twice."""
+BUDGET = {"characters": 1200 * 64, "wikitext2": 800 * 64, "stdlib": 800 * 64}
+"""Windows of 128 that are read in training, at most: models of blocks have fewer steps, of windows that they read twice. Of subwords as
+many as half an hour of a core holds."""
 KNOBS = tuple(dict.fromkeys((*TEMPERATURES, *SCORE_TEMPERATURES)))
 WINDOWS, NETWORK_CALLS, NUM = 512, 64, 128
 """Scored windows, calls of the network for each, written windows."""
