@@ -15,7 +15,8 @@ Watcher = Callable[[Tensor], None]
 
 class Draft(Guided):
     """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate. score_temperature τ: the samplers head for the
-    codes expected under p^{1/τ}; tokens are drawn, and decoders read, what p itself says, and so does a first pass. guidance w: the samplers walk by
+    codes expected under p^{1/τ}; tokens are drawn, and decoders read, what p itself says, and so does a first pass. carrying: every
+    answer is told the codes that the one before it expected, by p itself. guidance w: the samplers walk by
     g_0 + w·(g_c − g_0), g_0 where nothing that is known is shown, and tokens are drawn from p ∝ p_0^{1−w} p_c^w."""
 
     def __init__(
@@ -27,6 +28,8 @@ class Draft(Guided):
         )
         self.passes, self.finishes = getattr(model, "passes", 1), getattr(model, "finishes", False)
         self.watch, self.decoder_calls, self.score_temperature = watch, 0, score_temperature
+        self.carrying = False
+        self.carried: Tensor | None = None
 
     @torch.no_grad()
     def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
@@ -36,7 +39,10 @@ class Draft(Guided):
     def answers(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> list[Tensor]:
         """Logits of every branch."""
         self.count(copies * self.passes)
-        z = [self.model.logits(x, t, s, context) for context in self.branches(len(x), copies)]
+        told = {"self_cond": self.carried} if self.carrying else {}
+        z = [self.model.logits(x, t, s, context, **told) for context in self.branches(len(x), copies)]
+        if self.carrying:
+            self.carried = self.ends(z, x, heated=False)
         if self.watch is not None:  # of several times at once, the last
             self.watch(self.mixed(*z).argmax(-1)[copies - 1 :: copies])
         return z

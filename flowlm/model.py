@@ -49,7 +49,8 @@ class WindowConfig(PreTrainedConfig):
 class FlowLMConfig(WindowConfig):
     """codebook: sphere, table and contextual too; state_size: of a table's codes too, whose length is √d, as long as the noise.
     encoder: of contextual codes, its configuration. path: linear, cosine, slerp. noise_scale: ν. prior: add the matched filter to the logits; t_min: the least time that was trained.
-    self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input.
+    self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input. carries: its jumps
+    hear, through that input, what the one before them expected.
     noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it.
     rounding: the depth, width, … of a decoder that writes by `rounding`; none: tokens are drawn from the map's softmax.
     prompt_dropout: the share of samples that were shown nothing of what is known, without which there is no guidance.
@@ -64,6 +65,7 @@ class FlowLMConfig(WindowConfig):
     prior: bool = False
     t_min: float | int = 1e-3
     self_conditioning: float | int = 0
+    carries: bool = False
     noise: str = "sample"
     causal: bool = False
     rounding: dict[str, Any] | None = None
@@ -93,7 +95,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         fields: dict[str, Any] = {
             "positions": "rope",
             "read_bias": 1.0,
-            "self_conditioning": config.self_conditioning > 0,
+            "self_conditioning": config.self_conditioning > 0 or config.carries,
         }
         fields |= config.backbone or {}
         backbone = Backbone(
@@ -108,6 +110,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         path = TOKEN_PATHS[config.path](config.noise_scale)
         kind = LatentMap if contextual else TokenMap
         self.map: TokenMap = kind(backbone, path, codebook, scale, config.prior, config.t_min, config.causal)
+        self.map.carries = config.carries
         if config.rounding is not None:
             self.map.rounding = Rounding(make_decoder(backbone.config, config.rounding))
         self.post_init()
@@ -141,6 +144,8 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             )
         if renoise not in (None, 1) and config.path == "slerp":
             raise ValueError(f"renoise {renoise}: on the sphere no share of the noise can be kept, leave it out")
+        if self_conditioning and config.carries:
+            raise ValueError("self_conditioning: a jump of this model hears the one before it, not a pass of its own")
         size, known = cut_to_blocks(known, config.block_lengths, block_length, end)
         twice = config.self_conditioning > 0 if self_conditioning is None else self_conditioning
         how |= {

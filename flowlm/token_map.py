@@ -106,7 +106,7 @@ class TokenMap(FlowMap):
 
     prior: add the matched filter, what x_t says of a token by itself (math.md §4): right where tokens are independent, and
     where they are not a base that the network has first to unlearn. t_min: the least time at which the filter, which grows as 1/σ², is taken as it stands. causal: no
-    state of a window looks at those behind it. rounding: a decoder of finished states, where one is trained along."""
+    state of a window looks at those behind it. carries: a jump hears what the one before it expected. rounding: a decoder of finished states, where one is trained along."""
 
     network: Backbone
     prior_share: Tensor | None
@@ -120,7 +120,7 @@ class TokenMap(FlowMap):
     ) -> None:  # fmt: skip
         super().__init__(network, path, data_scale=data_scale, codebook=codebook)
         self.prior, self.t_min, self.causal = prior, t_min, causal
-        self.rounding = None
+        self.carries, self.rounding = False, None
         self.register_buffer("prior_share", None)
 
     def ramp_prior(self) -> None:

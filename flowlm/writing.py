@@ -30,6 +30,9 @@ from flowmap.warp import Warp
 LOCAL = ("euler", "heun", "ddim", "ddpm", "picard")
 """Samplers that never tell the network where they land."""
 
+CARRY = ("pushforward", "restart")
+"""Those whose jumps hear what the one before them expected, of a map that was taught so."""
+
 APART = ("pushforward", "ddim")
 """Those for tokens with times of their own."""
 
@@ -115,6 +118,7 @@ class Refinement:
     def approach(self, draft: Draft, z: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """Where the last call is made: the state, its time, and what is told of the time it lands at."""
         times = uniform_times(self.steps)[:-1] if self.times is None else torch.tensor(self.times, dtype=torch.float64)
+        draft.carrying = self.sampler in CARRY and getattr(draft.model, "carries", False)
         if self.steps > 1:
             advance: Any = SAMPLERS[self.sampler]
             told: dict[str, Any] = {"rng": rng} if self.sampler in STOCHASTIC else {}

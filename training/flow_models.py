@@ -45,6 +45,7 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
         name: getattr(objective, name, none) for name, none in (("t_min", 1e-3), ("self_conditioning", 0.0))
     }
     own |= {"block_lengths": plan.block_lengths or None, "noise": plan.noise, "causal": plan.causal}
+    own["carries"] = getattr(objective, "carries", False)
     own["rounding"] = {"depth": plan.decoder_depth} if plan.decoder == "contextual" else None
     own |= {"noise_scale": plan.noise_scale, "prompt_dropout": plan.prompt_dropout}
     if (plan.codebook == "contextual") != isinstance(objective, DecodedEndpoint):

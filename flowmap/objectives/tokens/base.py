@@ -74,7 +74,8 @@ class TokenStates:
 class NoisedTokens:
     """Rows of a batch on their way: x_t = α_t c_x + σ_t ε, (rows, N, d). t, s: (rows,), or (rows, N) of each token. u: one
     more U[0, 1) a row, for what a method draws besides, in the form of t. told: rows whose maps are asked by two passes;
-    None: none is."""
+    None: none is. carried: (rows, N, d), the codes that the jump before expected, zeros where there is none; None: no jump hears
+    of another."""
 
     tokens: Tensor
     x_t: Tensor
@@ -83,10 +84,15 @@ class NoisedTokens:
     context: Any
     u: Tensor
     told: Tensor | None = None
+    carried: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> "NoisedTokens":
-        context, told = (None if part is None else part[rows] for part in (self.context, self.told))
-        return NoisedTokens(self.tokens[rows], self.x_t[rows], self.t[rows], self.s[rows], context, self.u[rows], told)
+        context, told, carried = (
+            None if part is None else part[rows] for part in (self.context, self.told, self.carried)
+        )
+        return NoisedTokens(
+            self.tokens[rows], self.x_t[rows], self.t[rows], self.s[rows], context, self.u[rows], told, carried
+        )
 
 
 class TokenObjective(Objective):
@@ -96,6 +102,8 @@ class TokenObjective(Objective):
     whose maps are asked by two passes; fixed_point: weight of KL(sg p(· | ĉ) ‖ p(·)) on these, which teaches the first pass
     what the second finds. frozen: (map,), where a teacher was trained before."""
 
+    carries = False
+    """whether a jump hears what the one before it expected"""
     frozen: tuple[Any, ...] = ()  # in a tuple, so that it is no submodule: neither trained nor saved
     denoiser_steps = 0
     """the first of a training, in which all samples are on the diagonal"""
@@ -209,7 +217,10 @@ class TokenObjective(Objective):
         with torch.no_grad():
             x, q = self.taught(teacher, x, step)
         with model.codebook.held():
-            logits = asked(model, x.told).logits(x.x_t, x.t, x.s, x.context)
+            if x.carried is None:
+                logits = asked(model, x.told).logits(x.x_t, x.t, x.s, x.context)
+            else:
+                logits = model.logits(x.x_t, x.t, x.s, x.context, self_cond=x.carried)
         return kl(q, logits), self.weight(q, logits)
 
     def weight(self, q: Tensor, logits: Tensor) -> Tensor:

@@ -7,6 +7,10 @@ since p_{t→s} is the mean of p_{u→u} over (1−u)/u along the way (math.md �
 few-step map comes back into its target. The price is n calls of the network where progressive distillation makes two, and
 what n steps of DDIM leave of the flow's curvature. Between two u_i lie equal shares of the times that training looks at; where
 jumps are taught, shares that shrink, of i steps behind (1 − i/n)² being left: what is near the text is hardest to foretell from afar.
+
+carry: the second of two jumps along one way is told what the first expected, Cᵀq of its target here and of its answer in a sampler, so that it
+goes on from there and need not find all of it in x_t again. Estimates carried from step to step are those of 2208.04202; here a trajectory
+gives both, no pass is made for them, and the denoiser hears none, so that its bounds hold.
 """
 
 from dataclasses import replace
@@ -19,6 +23,8 @@ from flowmap.objectives.tokens.base import NoisedTokens
 from flowmap.objectives.tokens.kl_psd import WholeJumps
 from flowmap.path import expand
 
+TINY = 1e-30
+"""The least share that a token of a target is taken to have, where its logarithm is."""
 CLOSING = 2
 """The power of what is left of even steps that is left of the law's shares; the grid `closing` of `flowlm` is the same."""
 
@@ -26,28 +32,34 @@ CLOSING = 2
 class TrajectoryKL(WholeJumps):
     """num_steps: n. jumps: J, a power of two that divides n: a trajectory teaches its way in 1, 2, 4, … and J jumps of equal numbers of
     steps, those that a sampler makes on the grid `closing`, and from where each begins to the end, as a sampler asks that draws all
-    noise afresh; all from where the teacher stood. Each is drawn to its q as a sample's jump is: a way of 4 jumps weighs 8 times what a sample
+    noise afresh; all from where the teacher stood. carry: those behind another hear what that expected. Each is drawn to its q as a sample's jump is: a way of 4 jumps weighs 8 times what a sample
     does."""
 
     version = 2
 
-    def __init__(self, *args: Any, num_steps: int = 8, jumps: int = 1, **more: Any) -> None:
+    def __init__(self, *args: Any, num_steps: int = 8, jumps: int = 1, carry: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
         if num_steps < 1:
             raise ValueError(f"num_steps {num_steps}: a trajectory has 1 at least")
         if jumps < 1 or jumps & (jumps - 1) or num_steps % jumps:
             raise ValueError(f"jumps {jumps} must be a power of two that divides num_steps {num_steps}")
-        self.num_steps, self.jumps = num_steps, jumps
+        if carry and (jumps == 1 or self.self_conditioning):
+            raise ValueError(
+                "carry needs jumps of which one follows another, 2 at least, and maps that are asked by one pass"
+            )
+        self.num_steps, self.jumps, self.carries = num_steps, jumps, carry
         lengths = [num_steps >> k for k in range(jumps.bit_length())]
         made = {(first, first + length) for length in lengths for first in range(0, num_steps, length)}
         self.spans = sorted(made | {(first, num_steps) for first, _ in made})
         """Steps at which what is taught begins and ends."""
+        self.before = {span: _before(*span) for span in self.spans}
 
     def taught(self, teacher, x, step):
         local, at, now = self.local(teacher), x.x_t, x.t
         begin, end = (self.times.share_below(time) for time in (x.t, x.s))
         under_way: dict[tuple[int, int], tuple[Tensor, Tensor, Any]] = {}  # where a jump began, and its q so far
         made: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        expected, carried = dict[tuple[int, int], Tensor](), list[Tensor]()
         power = CLOSING if self.jumps > 1 else 1
         for i in range(self.num_steps):
             z = local.logits(at, now, now, x.context)
@@ -64,12 +76,17 @@ class TrajectoryKL(WholeJumps):
                 q = torch.lerp(p, q, self._kept(t, now, after, p))
                 under_way[first, last] = from_, t, q
                 if i + 1 == last:
-                    made.append((*under_way.pop((first, last))[:2], after, q))
+                    del under_way[first, last]
+                    made.append((from_, t, after, q))
+                    if self.carries:
+                        before = self.before[first, last]
+                        carried.append(torch.zeros_like(at) if before is None else expected[before])
+                        expected[first, last] = local.codebook.expected(q.clamp_min(TINY).log()).to(at)
             if i + 1 < self.num_steps:
                 at, now = local.path.jump(at, local.codebook.expected(z), now, after), after
         from_, t, s, q = (torch.cat(part) for part in zip(*made, strict=True))
         rows = torch.arange(len(x.t), device=q.device).repeat(len(made))
-        return replace(x[rows], x_t=from_, t=t, s=s), q
+        return replace(x[rows], x_t=from_, t=t, s=s, carried=torch.cat(carried) if carried else None), q
 
     def _between(self, x: NoisedTokens, begin: Tensor, end: Tensor, way: float) -> Tensor:
         """The time at which this share of the way from t to s, counted in the law's own shares, is behind."""
@@ -79,3 +96,10 @@ class TrajectoryKL(WholeJumps):
     def _kept(self, t: Tensor, u: Tensor, s: Tensor, p: Tensor) -> Tensor:
         """Share of [u, t] in the mean over [s, t]: s(t−u)/(u(t−s))."""
         return expand((s * (t - u) / (u * (t - s)).clamp_min(1e-12)).clamp(0, 1), p)
+
+
+def _before(first: int, last: int) -> tuple[int, int] | None:
+    """The jump that a sampler makes before this one: one as long, or, where none as long could end there (before a jump to the end from
+    anywhere), the longest that does."""
+    length = last - first if first % (last - first) == 0 else first & -first
+    return (first - length, first) if first else None
