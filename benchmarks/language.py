@@ -85,7 +85,14 @@ def language_cell(
             records.append(slope_record(records[0], list(by_calls), *paired_slope(list(by_calls), each)))
         return records
 
-    inputs = {**planned.inputs(), "task": task, "limit": limit, "calls": list(CALLS), "draws": [DRAWS, COMMON], "block": BLOCK}
+    inputs = {
+        **planned.inputs(),
+        "task": task,
+        "limit": limit,
+        "calls": list(CALLS),
+        "draws": [DRAWS, COMMON],
+        "block": BLOCK,
+    }
     return cell(RESULTS / f"{on}-{task}-{planned.name}.json", inputs, command, measure, kept)
 
 
@@ -120,7 +127,11 @@ def accuracy(folder: str, task: str, limit: int, nfe: int | None) -> tuple[np.nd
     )
     written = TASKS[task] == "written"
     contract = {"sampler": lm.sampling.sampler} if written else {"estimator": lm.estimator}
-    return values, "estimate" if written else KINDS[lm.estimator], contract | {"steps": nfe, "block": block, "dtype": "float32"}
+    return (
+        values,
+        "estimate" if written else KINDS[lm.estimator],
+        contract | {"steps": nfe, "block": block, "dtype": "float32"},
+    )
 
 
 def suite_slopes(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

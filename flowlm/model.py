@@ -1,7 +1,7 @@
 """A flow language model as a transformers model: codes of tokens, the shared backbone, the two-time map around it."""
 
-from dataclasses import replace
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch

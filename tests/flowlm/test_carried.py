@@ -82,7 +82,10 @@ def test_training_tells_each_jump_what_the_target_of_the_one_before_it_expects()
     plain, same = TrajectoryKL(times=law, num_steps=16, jumps=4).taught(oracle, x, 0)
     assert plain.carried is None and torch.equal(q, same)
     u = [0.0, *law.time_of(torch.linspace(0, 1, 17, dtype=torch.float64) ** 2).tolist()[1:16], 1.0]
-    ends = [[min(range(17), key=lambda k: abs(u[k] - float(at[row]))) for at in (jumps.t, jumps.s)] for row in range(0, 96, 12)]
+    ends = [
+        [min(range(17), key=lambda k: abs(u[k] - float(at[row]))) for at in (jumps.t, jumps.s)]
+        for row in range(0, 96, 12)
+    ]
     number = {tuple(way): k for k, way in enumerate(ends)}
     behind = {(12, 8): (16, 12), (8, 4): (12, 8), (4, 0): (8, 4), (8, 0): (16, 8), (12, 0): (16, 12)}
     for way, k in number.items():
@@ -91,7 +94,9 @@ def test_training_tells_each_jump_what_the_target_of_the_one_before_it_expects()
             assert not jumps.carried[rows].any()
         else:
             first = q[12 * number[behind[way]] :][:12]
-            assert torch.allclose(jumps.carried[rows], oracle.codebook.expected(first.clamp_min(1e-30).log()), atol=1e-6)
+            assert torch.allclose(
+                jumps.carried[rows], oracle.codebook.expected(first.clamp_min(1e-30).log()), atol=1e-6
+            )
 
 
 def test_the_loss_asks_the_map_with_what_is_carried_and_the_denoiser_without():
