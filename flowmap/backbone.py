@@ -132,6 +132,8 @@ class Backbone(nn.Module):
         h = self.read(x)
         if self_cond is not None:
             h = h + _built(self.read_self, "self_conditioning")(self_cond)
+        elif self.read_self is not None and self.training and torch.is_grad_enabled():
+            h = h + 0 * self.read_self.weight.sum()  # processes wait for a gradient of every weight
         past = cache.get_seq_length() if cache is not None else 0
         prefixed = getattr(cache, PREFIX, 0)
         if places is None:

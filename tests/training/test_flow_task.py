@@ -40,6 +40,10 @@ KINDS = {
         "flow__objective": "trajectory", "flow__denoiser_first": 0.5,
         "flow__options": {"teacher_decay": 0.9, "num_steps": 4, "jumps": 2, "times": "running"},
     },
+    "carried": {
+        "flow__objective": "trajectory", "flow__denoiser_first": 0.5,
+        "flow__options": {"num_steps": 4, "jumps": 2, "boundary": 1.0, "carry": True},
+    },
     "two passes": {"flow__options": {"self_conditioning": 0.5, "fixed_point": 0.5}},
     "projected": {"flow__project": True},
     "blocks": {
@@ -97,7 +101,7 @@ def test_a_killed_process_started_again_ends_bit_identical(config, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 
-@pytest.mark.parametrize("kind", ["teacher", "projected", "decoder"])
+@pytest.mark.parametrize("kind", ["teacher", "projected", "decoder", "carried"])
 def test_two_processes_give_the_parameters_of_one(config, tmp_path, kind):
     train(config(kind), tmp_path / "one", build, quiet=True)
     preset = write_preset(tmp_path / "p.yaml", {**TINY, **KINDS[kind]}, extends="flow-poker")
@@ -126,7 +130,7 @@ def test_two_processes_draw_the_blocks_and_the_times_of_one(tmp_path, preset):
         assert other[:2] == (step, split) and other[2] == pytest.approx(loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["suite", "two passes", "text"])
+@pytest.mark.parametrize("kind", ["suite", "carried", "two passes", "text"])
 def test_what_is_saved_loads_bit_equal_by_auto_class_and_writes(config, tmp_path, kind):
     final = train(config(kind), tmp_path / "run", build, quiet=True)
     assert {"loss", "cross_entropy", "few_step_kl"} <= set(final)
