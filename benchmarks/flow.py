@@ -60,9 +60,9 @@ def main() -> None:
     command, variant = ["python", "-m", "benchmarks.flow", *sys.argv[1:]], settings(args.set)
     found, everywhere = [], settings(args.all)
     for on in args.on:
-        presets = args.presets or PLAN.get(on, WORDS)[: 1 if args.exact else None]
+        presets = args.presets or PLAN.get(on, ())[: 1 if args.exact else None]
         for preset, seed in product(presets, args.seeds):
-            planned = suite_planned(on, preset, seed, args.runs, variant, everywhere)
+            planned = suite_planned(on, preset, seed, args.runs, variant, everywhere, presets)
             made = flow_cell(on, planned, args.num, args.temperature, args.exact, command, args.kept)
             found += made
             if made:
@@ -75,10 +75,10 @@ def main() -> None:
 
 
 def suite_planned(
-    on: str, preset: str, seed: int, runs: Path, variant: dict[str, Any], everywhere: dict[str, Any]
-) -> Planned:
-    """A preset's training on a suite, and those before it, within the budget of the plan's largest."""
-    budget = largest(PLAN.get(on, WORDS))
+    on: str, preset: str, seed: int, runs: Path, variant: dict[str, Any], everywhere: dict[str, Any], beside: Sequence[str] = ()
+) -> Planned:  # fmt: skip
+    """A preset's training on a suite, and those before it, within the budget of the plan's largest, or of those beside it."""
+    budget = largest(PLAN.get(on) or beside or [preset])
     return Planned(preset, runs / on, seed, partial(suite_fields, on), variant, everywhere, budget)
 
 

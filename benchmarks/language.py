@@ -5,7 +5,7 @@
 The runs are those of benchmarks.flow_text, one network, one text and one budget of tokens, trained if they are not there. At 1, 2, 4, 8 and
 16 calls (of a model of blocks, of each of its blocks of 16): BLiMP, which of two sentences costs less under the bound of as many ancestral steps, the read of the tokens being the
 last; LAMBADA, whether the last word is what the model writes at temperature 0. What does not depend on a number of steps
-(masked diffusion's NELBO, an autoregressive model's exact score) is scored once. Suites: validity, from the cells of benchmarks.flow.
+(masked diffusion's NELBO, by as many calls of the network as the longest of the others, an autoregressive model's exact score) is scored once. Suites: validity, from the cells of benchmarks.flow.
 Every bound is a mean of as many draws. A doubling of the calls adds the slope; its 95% interval is over documents, the same at
 every number of calls. Cells lie in benchmarks/results/language/; `leaplm report` draws them.
 """
@@ -117,7 +117,7 @@ def accuracy(folder: str, task: str, limit: int, nfe: int | None) -> tuple[np.nd
     baseline = nfe is None or TASKS[task] == "written"
     estimator = None if baseline else "k-step"
     block = BLOCK if load_flow(folder).model.config.block_lengths else None
-    calls = DRAWS * max(nfe or max(CALLS), 2)
+    calls = DRAWS * (nfe or max(CALLS))
     lm = LeapFlow(folder, steps=nfe, estimator=estimator, calls=calls, common=COMMON, block=block, batch_size=64)
     done = simple_evaluate(
         lm, tasks=[task], task_manager=TaskManager(include_path=str(FOLDER)), limit=limit, bootstrap_iters=0, log_samples=True

@@ -42,6 +42,8 @@ class Ordering:
 
 EULER, JUMPS = ("ddim", "ddim"), ("pushforward", "pushforward")
 UNIFORM: Variant = {"flow__options__times": "uniform"}
+ALONE: Variant = {"flow__options__carry": None}
+"""No jump hears of another."""
 ONE_PASS: Variant = {"flow__options__self_conditioning": 0.0}
 ORDERINGS = (
     Ordering("flm", "cross-entropy before regression of the endpoint", ("flow-flm", {}), ("flow-flm", {"flow__objective": "endpoint"}), 16, EULER),
@@ -67,9 +69,9 @@ ORDERINGS = (
     Ordering("block-flow", "autoregressive before blocks", ("flow-ar", {}), ("flow-block-flow", {})),
     Ordering("mdlm", "blocks before whole windows", ("flow-bd3lm", {}), ("flow-mdlm", {})),
     Ordering("mdlm", "autoregressive before blocks", ("flow-ar", {}), ("flow-bd3lm", {})),
-    Ordering("leap", "the denoiser's trajectories before the map's own two jumps", ("flow-leap", {}), ("flow-leap", {"flow__objective": "kl-psd", "flow__options__jumps": None, "flow__options__carry": None, "flow__options__num_steps": None, "flow__options__boundary": 0.0625, "flow__options__diagonal": 0.25}), 4, JUMPS),
-    Ordering("leap", "jumps that are made before jumps of any length, of equal cost", ("flow-leap", {}), ("flow-leap", {"flow__options__jumps": None, "flow__options__carry": None, "flow__options__boundary": 0.0625, "flow__options__diagonal": 0.8}), 4, JUMPS),
-    Ordering("leap", "jumps that hear the one before them before jumps that do not", ("flow-leap", {}), ("flow-leap", {"flow__options__carry": None}), 4, JUMPS),
+    Ordering("leap", "the denoiser's trajectories before the map's own two jumps", ("flow-leap", ALONE), ("flow-leap", {**ALONE, "flow__objective": "kl-psd", "flow__options__jumps": None, "flow__options__num_steps": None, "flow__options__boundary": 0.0625, "flow__options__diagonal": 0.25}), 4, JUMPS),
+    Ordering("leap", "jumps that are made before jumps of any length, of equal cost", ("flow-leap", ALONE), ("flow-leap", {**ALONE, "flow__options__jumps": None, "flow__options__boundary": 0.0625, "flow__options__diagonal": 0.8}), 4, JUMPS),
+    Ordering("leap", "jumps that hear the one before them before jumps that do not", ("flow-leap", {}), ("flow-leap", ALONE), 4, JUMPS),
     Ordering("leap", "the denoiser first before both at once", ("flow-leap", {}), ("flow-leap", {"flow__denoiser_first": None}), 4, JUMPS),
     Ordering("leap", "times that follow cross-entropy, and steps that close on them, before even ones", ("flow-leap", {}), ("flow-leap", UNIFORM), 4, JUMPS),
 )  # fmt: skip

@@ -144,8 +144,11 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             )
         if renoise not in (None, 1) and config.path == "slerp":
             raise ValueError(f"renoise {renoise}: on the sphere no share of the noise can be kept, leave it out")
-        if self_conditioning and config.carries:
-            raise ValueError("self_conditioning: a jump of this model hears the one before it, not a pass of its own")
+        if config.carries and (self_conditioning or how.get("sampler") in ("jacobi", "ancestral")):
+            asked = "self_conditioning" if self_conditioning else f"sampler {how['sampler']}"
+            raise ValueError(
+                f"{asked}: a jump of this model hears the one before it, and was taught no other: leave it out"
+            )
         size, known = cut_to_blocks(known, config.block_lengths, block_length, end)
         twice = config.self_conditioning > 0 if self_conditioning is None else self_conditioning
         how |= {

@@ -118,7 +118,7 @@ class WithRounding(Objective):
         x_0, least = model.codebook.encode(batch.tokens), model.t_min
         t = least + (self.latest - least) * rng.uniform("rounding time", batch.size).to(x_0)
         x_t = model.path.noise(x_0, model.path.draw_noise(rng, "rounding noise", x_0), t)
-        asked = model if model.network.read_self is None or model.carries else TwoPass(model)
+        asked = model if model.network.read_self is None else TwoPass(model)
         return asked.endpoint(x_t, t, t if self.local else torch.zeros_like(t), batch.context)
 
     def learn(self, statistics: dict[str, Tensor]) -> None:

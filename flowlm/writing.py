@@ -31,7 +31,8 @@ LOCAL = ("euler", "heun", "ddim", "ddpm", "picard")
 """Samplers that never tell the network where they land."""
 
 CARRY = ("pushforward", "restart")
-"""Those whose jumps hear what the one before them expected, of a map that was taught so."""
+"""Those whose jumps hear what the one before them expected, of a map that was taught so: along one way, or behind fresh noise, where what is
+carried is no more than a hint."""
 
 APART = ("pushforward", "ddim")
 """Those for tokens with times of their own."""
@@ -118,7 +119,7 @@ class Refinement:
     def approach(self, draft: Draft, z: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """Where the last call is made: the state, its time, and what is told of the time it lands at."""
         times = uniform_times(self.steps)[:-1] if self.times is None else torch.tensor(self.times, dtype=torch.float64)
-        draft.carrying = self.sampler in CARRY and getattr(draft.model, "carries", False)
+        draft.carrying = self.sampler in CARRY and draft.passes == 1 and getattr(draft.model, "carries", False)
         if self.steps > 1:
             advance: Any = SAMPLERS[self.sampler]
             told: dict[str, Any] = {"rng": rng} if self.sampler in STOCHASTIC else {}

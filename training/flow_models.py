@@ -46,6 +46,10 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
     }
     own |= {"block_lengths": plan.block_lengths or None, "noise": plan.noise, "causal": plan.causal}
     own["carries"] = getattr(objective, "carries", False)
+    if own["carries"] and (plan.noise == "token" or plan.decoder == "contextual"):
+        raise ValueError(
+            "flow.options carry is of tokens that move together and are drawn from the softmax: leave it out"
+        )
     own["rounding"] = {"depth": plan.decoder_depth} if plan.decoder == "contextual" else None
     own |= {"noise_scale": plan.noise_scale, "prompt_dropout": plan.prompt_dropout}
     if (plan.codebook == "contextual") != isinstance(objective, DecodedEndpoint):

@@ -72,7 +72,7 @@ class LeapFlow(HarnessModel):
         self.max_length, self.calls, self.data, self.fit, self.common = config.length, calls, data, fit, common
         (self.block,) = block_lengths(run, None if block is None else [block])
         grids = getattr(config, "grids", None)
-        if grids and estimator in (None, "k-step"):
+        if grids:
             steps, sampler = steps or 1 + max(map(int, grids)), sampler or "ancestral"
         self.function: Estimator | None = None
         if callable(estimator):

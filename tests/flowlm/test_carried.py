@@ -12,6 +12,8 @@ from flowmap.schedule import DecodeError
 from tests.flowlm.test_token_map import N, V, build
 from tests.flowmap.six_hands import TOKENS, SixHands
 from tests.flowmap.test_token_losses import fixed, network
+from training.config import load_preset, override
+from training.flow_models import make_model
 
 ROWS = 8
 
@@ -43,10 +45,11 @@ def test_a_jump_hears_the_codes_that_the_one_before_it_expected(sampler):
 def test_only_jumps_of_a_map_that_was_taught_so_do():
     assert all(one is None for one in heard(build("embedding"), steps=3)[0])
     model = build("embedding", carries=True)
-    for sampler in ("euler", "ddim", "ddpm", "heun", "jacobi", "picard"):
+    for sampler in ("euler", "ddim", "ddpm", "heun", "picard"):
         assert all(one is None for one in heard(model, steps=3, sampler=sampler)[0])
-    with pytest.raises(ValueError, match="hears the one before it"):
-        heard(model, steps=2, self_conditioning=True)
+    for other in ({"self_conditioning": True}, {"sampler": "jacobi"}, {"sampler": "ancestral"}):
+        with pytest.raises(ValueError, match="hears the one before it"):
+            heard(model, steps=2, **other)
 
 
 def test_every_block_begins_without():
@@ -115,3 +118,19 @@ def test_the_loss_asks_the_map_with_what_is_carried_and_the_denoiser_without():
 def test_what_carries_nothing_is_refused(more):
     with pytest.raises(ValueError, match="carry needs jumps"):
         TrajectoryKL(num_steps=4, carry=True, **more)
+
+
+@pytest.mark.parametrize("num_steps, jumps", [(12, 4), (20, 4), (48, 8), (6, 2)])
+def test_every_jump_but_the_first_has_one_before_it_whatever_the_number_of_steps(num_steps, jumps):
+    objective = TrajectoryKL(num_steps=num_steps, jumps=jumps, carry=True)
+    for (first, last), before in objective.before.items():
+        assert (before is None) == (first == 0)
+        assert before is None or (before in objective.spans and before[1] == first)
+        assert last == num_steps or before is None or before[0] == 2 * first - last
+
+
+@pytest.mark.parametrize("more", [{"flow__noise": "token"}, {"flow__decoder": "contextual"}])
+def test_tokens_that_move_apart_or_are_decoded_carry_nothing(more):
+    plan = override(load_preset("flow-leap"), **more).flow
+    with pytest.raises(ValueError, match="carry is of tokens that move together"):
+        make_model(plan, TrajectoryKL(num_steps=4, jumps=2, carry=True), vocab_size=V, length=N)

@@ -52,7 +52,14 @@ class TrajectoryKL(WholeJumps):
         made = {(first, first + length) for length in lengths for first in range(0, num_steps, length)}
         self.spans = sorted(made | {(first, num_steps) for first, _ in made})
         """Steps at which what is taught begins and ends."""
-        self.before = {span: _before(*span) for span in self.spans}
+        self.before = {span: self._before(*span) for span in self.spans}
+
+    def _before(self, first: int, last: int) -> tuple[int, int] | None:
+        """The jump that one in as many jumps makes before this one: as long, or, where no taught jump of that length ends there (before one to the
+        end from anywhere, which only fresh noise asks for), the longest that does."""
+        ending = [span for span in self.spans if span[1] == first]
+        alike = [span for span in ending if first - span[0] == last - first]
+        return next(iter(alike or sorted(ending)), None)
 
     def taught(self, teacher, x, step):
         local, at, now = self.local(teacher), x.x_t, x.t
@@ -96,10 +103,3 @@ class TrajectoryKL(WholeJumps):
     def _kept(self, t: Tensor, u: Tensor, s: Tensor, p: Tensor) -> Tensor:
         """Share of [u, t] in the mean over [s, t]: s(t−u)/(u(t−s))."""
         return expand((s * (t - u) / (u * (t - s)).clamp_min(1e-12)).clamp(0, 1), p)
-
-
-def _before(first: int, last: int) -> tuple[int, int] | None:
-    """The jump that a sampler makes before this one: one as long, or, where none as long could end there (before a jump to the end from
-    anywhere), the longest that does."""
-    length = last - first if first % (last - first) == 0 else first & -first
-    return (first - length, first) if first else None
