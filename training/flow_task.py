@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowlm.encoder_codes import encoder_codes
 from flowlm.model import FlowLM
@@ -87,6 +87,11 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         if ramp:
             model.map.prior_share.fill_(min(1.0, (step + 1) / ramp))
 
+    def idle(step: int) -> list[nn.Parameter]:
+        """Nothing is carried while the denoiser is trained alone."""
+        carries = getattr(model.map, "carries", False) and step < objective.denoiser_steps
+        return list(model.map.network.read_self.parameters()) if carries else []
+
     def save(folder: Path, state: dict[str, Tensor]) -> None:
         state = {name: value for name, value in state.items() if name != "prior_share"}
         if isinstance(objective, AncestralBound):
@@ -107,6 +112,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         save=save,
         project=plan.project,
         begin=begin,
+        idle=idle,
         probe=probe,
         facts=facts | {"parameters": sum(p.numel() for p in model.parameters()), "length": train.source.length},
     )

@@ -151,6 +151,8 @@ def _train(
             statistics = {name: statistics.get(name, 0) + part for name, part in loss.statistics.items()}
         if projection:
             projection.settle(lambda part: accelerator.reduce(part, "sum"))
+        for weight in task.idle(step) if task.idle else ():
+            weight.grad = None
         count = accelerator.reduce(count, "sum")
         torch._foreach_div_([p.grad for p in weights if p.grad is not None], count.clamp_min(1))
         norm = accelerator.clip_grad_norm_(weights, config.optimizer.clip)

@@ -21,7 +21,8 @@ class Task:
     found under `prefix` in the model's state. validation: a fixed list of batches' makers.
     save(folder, state): write a from_pretrained folder with these weights. facts: for the record. probe: more
     validation metrics, of the weights as they stand. begin(step): before each step, for what depends on it in the model.
-    project: the few-step part of the gradient gives way to the rest."""
+    idle(step): weights that this step has no use for, which no optimizer is to touch: a gradient of zero would still decay them, and take
+    their second moment for settled. project: the few-step part of the gradient gives way to the rest."""
 
     model: nn.Module
     trainable: nn.Module
@@ -34,4 +35,5 @@ class Task:
     facts: dict[str, Any] = field(default_factory=dict)
     probe: Callable[[], dict[str, float]] | None = None
     begin: Callable[[int], None] | None = None
+    idle: Callable[[int], Sequence[nn.Parameter]] | None = None
     project: bool = False

@@ -602,3 +602,14 @@ def test_what_cannot_be_learned_from_is_one_line(config, earlier, tmp_path):
             settings = config(**{k: v for k, v in more.items() if k != "flow__options"})
             settings.flow.options = more.get("flow__options", settings.flow.options)
             train(settings, tmp_path / "run", build, quiet=True)
+
+
+def test_a_weight_that_carries_is_left_alone_while_the_denoiser_is_trained_alone(config, tmp_path):
+    """No decay, and no second moment of zeros, behind which its first gradient would be a leap."""
+    moved = {}
+    for share in (0.5, 0.95):
+        settings = config("carried", flow__denoiser_first=share, training__steps=4)
+        before = built(settings).model.network.read_self.weight.clone()
+        train(settings, tmp_path / str(share), build, quiet=True)
+        moved[share] = (state(tmp_path / str(share))["trainable"]["network.read_self.weight"] - before).abs().max()
+    assert moved[0.95] == 0 < moved[0.5]
