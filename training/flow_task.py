@@ -87,10 +87,12 @@ def build(config: RunConfig, accelerator: Accelerator) -> Task:
         if ramp:
             model.map.prior_share.fill_(min(1.0, (step + 1) / ramp))
 
+    alone: int = getattr(objective, "denoiser_steps", 0)
+
     def idle(step: int) -> list[nn.Parameter]:
         """Nothing is carried while the denoiser is trained alone."""
-        carries = getattr(model.map, "carries", False) and step < objective.denoiser_steps
-        return list(model.map.network.read_self.parameters()) if carries else []
+        carries = getattr(model.map, "carries", False)
+        return list(model.map.network.read_self.parameters()) if carries and step < alone else []
 
     def save(folder: Path, state: dict[str, Tensor]) -> None:
         state = {name: value for name, value in state.items() if name != "prior_share"}
