@@ -16,7 +16,7 @@ Watcher = Callable[[Tensor], None]
 class Draft(Guided):
     """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate. score_temperature τ: the samplers head for the
     codes expected under p^{1/τ}; tokens are drawn, and decoders read, what p itself says, and so does a first pass. carrying: every
-    answer is told the codes that the one before it expected, by p itself. guidance w: the samplers walk by
+    call is told the codes that the jump before it expected, by p itself. guidance w: the samplers walk by
     g_0 + w·(g_c − g_0), g_0 where nothing that is known is shown, and tokens are drawn from p ∝ p_0^{1−w} p_c^w."""
 
     def __init__(
@@ -41,8 +41,6 @@ class Draft(Guided):
         self.count(copies * self.passes)
         told = {"self_cond": self.carried} if self.carrying else {}
         z = [self.model.logits(x, t, s, context, **told) for context in self.branches(len(x), copies)]
-        if self.carrying:
-            self.carried = self.ends(z, x, heated=False)
         if self.watch is not None:  # of several times at once, the last
             self.watch(self.mixed(*z).argmax(-1)[copies - 1 :: copies])
         return z
@@ -66,7 +64,11 @@ class Draft(Guided):
             with torch.no_grad():
                 ends = [self.model.endpoint(x, t, s, context) for context in self.branches(len(x), copies)]
             return self.mixed(*ends).to(x.dtype)
-        return self.ends(self.answers(x, t, s, copies), x, heated)
+        answers = self.answers(x, t, s, copies)
+        ends = self.ends(answers, x, heated)
+        if self.carrying:
+            self.carried = ends if self.score_temperature == 1 else self.ends(answers, x, heated=False)
+        return ends
 
     def ends(self, answers: list[Tensor], x: Tensor, heated: bool = True) -> Tensor:
         """g of the logits of every branch."""

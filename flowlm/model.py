@@ -15,7 +15,7 @@ from flowlm.latent_map import LatentMap
 from flowlm.pyramid import Order
 from flowlm.rounding import DECODERS, Rounding
 from flowlm.token_map import Known, TokenContext, TokenMap
-from flowlm.writing import Written, write
+from flowlm.writing import DEAF, Written, write
 from flowmap.backbone import Backbone, BackboneConfig
 from flowmap.codebook import CODEBOOKS, Bits, Codebook, Embedding, OneHot, Table
 from flowmap.naming import is_own, own_class
@@ -144,7 +144,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
             )
         if renoise not in (None, 1) and config.path == "slerp":
             raise ValueError(f"renoise {renoise}: on the sphere no share of the noise can be kept, leave it out")
-        if config.carries and (self_conditioning or how.get("sampler") in ("jacobi", "ancestral")):
+        if config.carries and (self_conditioning or how.get("sampler") in DEAF):
             asked = "self_conditioning" if self_conditioning else f"sampler {how['sampler']}"
             raise ValueError(
                 f"{asked}: a jump of this model hears the one before it, and was taught no other: leave it out"

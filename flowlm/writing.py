@@ -33,6 +33,8 @@ LOCAL = ("euler", "heun", "ddim", "ddpm", "picard")
 CARRY = ("pushforward", "restart")
 """Those whose jumps hear what the one before them expected, of a map that was taught so: along one way, or behind fresh noise, where what is
 carried is no more than a hint."""
+DEAF = tuple(name for name in SAMPLERS if name not in (*LOCAL, *CARRY))
+"""Those that jump and tell nothing of the jump before: not of maps that were taught to hear."""
 
 APART = ("pushforward", "ddim")
 """Those for tokens with times of their own."""
