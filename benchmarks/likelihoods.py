@@ -60,6 +60,8 @@ SIZES: dict[str, dict[str, int]] = {
     "nelbo": {"windows": 512, "calls": 64, "fit": 512}, "exact": {"windows": 512, "calls": 16, "fit": 512},
 }  # fmt: skip
 """Windows that each scores and that it is fitted on; network calls a window where they are chosen, of a model of blocks of all its lengths together."""
+MORE = {"poker": 512}
+"""Times as many calls, where there are few windows: the errors are then of a mean over all of them."""
 FIT = 512
 EVEN_CELLS = 512
 
@@ -94,14 +96,14 @@ def bounds_cell(on: str, planned: Planned, command: list[str], kept: bool) -> li
         common = {
             "on": on, "subject": planned.subject, "train_seed": planned.seed, "training_cpu_seconds": round(spent, 1),
         }  # fmt: skip
-        return [r | common for r in scores(run)]
+        return [r | common for r in scores(run, MORE.get(on, 1))]
 
-    inputs = {**planned.inputs(), "sizes": SIZES, "steps": [list(STEPS), list(FEW), ALONG], "fit": FIT}
+    inputs = {**planned.inputs(), "sizes": SIZES, "steps": [list(STEPS), list(FEW), ALONG], "fit": FIT, "more": MORE.get(on)}
     return cell(RESULTS / f"{on}-{planned.name}.json", inputs, command, measure, kept)
 
 
-def scores(run: FlowRun) -> Iterator[dict[str, Any]]:
-    """Of every estimator that the model has, nats a token alone. cpu_seconds: of one law by one estimator, the reading of the text
+def scores(run: FlowRun, more: int = 1) -> Iterator[dict[str, Any]]:
+    """Of every estimator that the model has, nats a token alone. more: times the calls of bounds. cpu_seconds: of one law by one estimator, the reading of the text
     and what is fitted on it included."""
     own, lengths = estimator_of(run, None), run.model.config.block_lengths
     trained = [int(n) for n in getattr(run.model.config, "grids", None) or {}]
@@ -109,6 +111,7 @@ def scores(run: FlowRun) -> Iterator[dict[str, Any]]:
         by_steps = {"k-step": trained or STEPS, "ode": (ALONG,), "sampler": FEW}.get(name, (1,))
         for block, steps in product(blocks_of(run, name), by_steps):
             start, calls = time.process_time(), max(6, SIZES[name]["calls"] // len(lengths or [None]))
+            calls *= more if name in ("vlb", "k-step", "nelbo") else 1
             asked = SimpleNamespace(
                 estimator=name, steps=(steps,), calls=calls, draws=max(COUNTS), sampler="pushforward", seed=0, data=None,
                 text_column="text", split="validation", windows=SIZES[name]["windows"], fit=SIZES[name]["fit"], length=None, certify=False,
@@ -121,7 +124,7 @@ def scores(run: FlowRun) -> Iterator[dict[str, Any]]:
                 r | told for r in records if r["metric"] == "nll"
             )  # of a suite, of all answers that are not more
     if own == "vlb" and not lengths:
-        yield from variances(run)
+        yield from variances(run, more)
 
 
 def blocks_of(run: FlowRun, name: str) -> Sequence[int | None]:
@@ -133,9 +136,9 @@ def blocks_of(run: FlowRun, name: str) -> Sequence[int | None]:
     return [max(lengths)] if name == "ode" else lengths
 
 
-def variances(run: FlowRun) -> Iterator[dict[str, Any]]:
+def variances(run: FlowRun, more: int = 1) -> Iterator[dict[str, Any]]:
     """Of the bound, times the calls it took: at fitted times and at uniform ones, everything else alike."""
-    asked = Request("vlb", calls=32)
+    asked = Request("vlb", calls=32 * more)
     text = scored_text(run, None, "text", "validation", 128, FIT)
     estimator, model = Estimators(run, text.training, asked), asked_as_trained(run)
     fitted = estimator.clock
