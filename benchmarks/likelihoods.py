@@ -98,7 +98,13 @@ def bounds_cell(on: str, planned: Planned, command: list[str], kept: bool) -> li
         }  # fmt: skip
         return [r | common for r in scores(run, MORE.get(on, 1))]
 
-    inputs = {**planned.inputs(), "sizes": SIZES, "steps": [list(STEPS), list(FEW), ALONG], "fit": FIT, "more": MORE.get(on)}
+    inputs = {
+        **planned.inputs(),
+        "sizes": SIZES,
+        "steps": [list(STEPS), list(FEW), ALONG],
+        "fit": FIT,
+        "more": MORE.get(on),
+    }
     return cell(RESULTS / f"{on}-{planned.name}.json", inputs, command, measure, kept)
 
 

@@ -1,6 +1,7 @@
 """What the samplers of the core ask of a token map: endpoints of its softmaxes, with and without what is known, every call counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ Watcher = Callable[[Tensor], None]
 class Draft(Guided):
     """A token map, or two passes of one, behind a sampler's calls. watch: hears every estimate. score_temperature τ: the samplers head for the
     codes expected under p^{1/τ}; tokens are drawn, and decoders read, what p itself says, and so does a first pass. carrying: every
-    call is told the codes that the jump before it expected, by p itself. guidance w: the samplers walk by
+    call is told the codes that the jump before it expected, by p itself, and where it is remembering what the same branch of that left in memory. guidance w: the samplers walk by
     g_0 + w·(g_c − g_0), g_0 where nothing that is known is shown, and tokens are drawn from p ∝ p_0^{1−w} p_c^w."""
 
     def __init__(
@@ -28,8 +29,9 @@ class Draft(Guided):
         )
         self.passes, self.finishes = getattr(model, "passes", 1), getattr(model, "finishes", False)
         self.watch, self.decoder_calls, self.score_temperature = watch, 0, score_temperature
-        self.carrying = False
+        self.carrying = self.remembering = False
         self.carried: Tensor | None = None
+        self.memories: list[Tensor] = []
 
     @torch.no_grad()
     def logits(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> Tensor:
@@ -39,11 +41,20 @@ class Draft(Guided):
     def answers(self, x: Tensor, t: Tensor, s: Tensor, copies: int = 1) -> list[Tensor]:
         """Logits of every branch."""
         self.count(copies * self.passes)
-        told = {"self_cond": self.carried} if self.carrying else {}
-        z = [self.model.logits(x, t, s, context, **told) for context in self.branches(len(x), copies)]
+        contexts = self.branches(len(x), copies)
+        z = self.told(x, t, s, contexts) if self.carrying else [self.model.logits(x, t, s, c) for c in contexts]
         if self.watch is not None:  # of several times at once, the last
             self.watch(self.mixed(*z).argmax(-1)[copies - 1 :: copies])
         return z
+
+    def told(self, x: Tensor, t: Tensor, s: Tensor, contexts: Sequence[Any]) -> list[Tensor]:
+        """The same of a map that is told what the jump before left."""
+        told: list[Tensor | None] = [self.carried] * len(contexts)
+        if self.carried is not None and self.remembering:
+            told = [torch.cat([self.carried, memory], -1) for memory in self.memories]
+        said = [self.model.logits_and_memory(x, t, s, *each) for each in zip(contexts, told, strict=True)]
+        self.memories = [memory for _, memory in said]
+        return [logits for logits, _ in said]
 
     def know(self, known: Known) -> None:
         """From now on, of the map's own states."""
@@ -62,8 +73,8 @@ class Draft(Guided):
         if self.finishes:
             self.count(copies * self.passes)
             with torch.no_grad():
-                ends = [self.model.endpoint(x, t, s, context) for context in self.branches(len(x), copies)]
-            return self.mixed(*ends).to(x.dtype)
+                found = [self.model.endpoint(x, t, s, context) for context in self.branches(len(x), copies)]
+            return self.mixed(*found).to(x.dtype)
         answers = self.answers(x, t, s, copies)
         ends = self.ends(answers, x, heated)
         if self.carrying:

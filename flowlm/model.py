@@ -50,7 +50,8 @@ class FlowLMConfig(WindowConfig):
     """codebook: sphere, table and contextual too; state_size: of a table's codes too, whose length is √d, as long as the noise.
     encoder: of contextual codes, its configuration. path: linear, cosine, slerp. noise_scale: ν. prior: add the matched filter to the logits; t_min: the least time that was trained.
     self_conditioning: the share of samples that were trained by two passes a step, 0 where the network has no such input. carries: its jumps
-    hear, through that input, what the one before them expected.
+    hear, through that input, what the one before them expected. memory: numbers of each state that they leave to the next beside that,
+    where a text is written in no more jumps than `jumps`, as many as it was taught to make one after the other.
     noise: what had a time of its own in training, a whole sample, a block or a token. causal: no token looks at those behind it.
     rounding: the depth, width, … of a decoder that writes by `rounding`; none: tokens are drawn from the map's softmax.
     prompt_dropout: the share of samples that were shown nothing of what is known, without which there is no guidance.
@@ -66,6 +67,8 @@ class FlowLMConfig(WindowConfig):
     t_min: float | int = 1e-3
     self_conditioning: float | int = 0
     carries: bool = False
+    memory: int = 0
+    jumps: int = 1
     noise: str = "sample"
     causal: bool = False
     rounding: dict[str, Any] | None = None
@@ -101,7 +104,8 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         backbone = Backbone(
             BackboneConfig(
                 state_size=codebook.state_size,
-                output_size=config.vocab_size + contextual * codebook.state_size,
+                output_size=config.vocab_size + contextual * codebook.state_size + config.memory,
+                self_size=codebook.state_size + config.memory if config.memory else None,
                 max_positions=config.length,
                 **fields,
             )
@@ -110,7 +114,7 @@ class FlowLM(PreTrainedModel, FlowGenerationMixin):
         path = TOKEN_PATHS[config.path](config.noise_scale)
         kind = LatentMap if contextual else TokenMap
         self.map: TokenMap = kind(backbone, path, codebook, scale, config.prior, config.t_min, config.causal)
-        self.map.carries = config.carries
+        self.map.carries, self.map.memory, self.map.jumps = config.carries, config.memory, config.jumps
         if config.rounding is not None:
             self.map.rounding = Rounding(make_decoder(backbone.config, config.rounding))
         self.post_init()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowmap.backbone import Backbone
 from flowmap.codebook import Codebook, in_full
@@ -106,7 +106,8 @@ class TokenMap(FlowMap):
 
     prior: add the matched filter, what x_t says of a token by itself (math.md §4): right where tokens are independent, and
     where they are not a base that the network has first to unlearn. t_min: the least time at which the filter, which grows as 1/σ², is taken as it stands. causal: no
-    state of a window looks at those behind it. carries: a jump hears what the one before it expected. rounding: a decoder of finished states, where one is trained along."""
+    state of a window looks at those behind it. carries: a jump hears what the one before it expected. memory: numbers of a state that the network writes behind the logits, for the jump
+    after it alone; jumps: how many it was taught to make so, one after the other. rounding: a decoder of finished states, where one is trained along."""
 
     network: Backbone
     prior_share: Tensor | None
@@ -120,7 +121,7 @@ class TokenMap(FlowMap):
     ) -> None:  # fmt: skip
         super().__init__(network, path, data_scale=data_scale, codebook=codebook)
         self.prior, self.t_min, self.causal = prior, t_min, causal
-        self.carries, self.rounding = False, None
+        self.carries, self.memory, self.jumps, self.rounding = False, 0, 1, None
         self.register_buffer("prior_share", None)
 
     def ramp_prior(self) -> None:
@@ -130,12 +131,18 @@ class TokenMap(FlowMap):
     def logits(
         self, x_t: Tensor, t: Tensor, s: Tensor, context: TokenContext | None = None, self_cond: Tensor | None = None
     ) -> Tensor:
-        """(B, N, V) in fp32 or better. t, s: (B,), or (B, N) of each token."""
-        logits = self.answer(x_t, t, s, context, self_cond)
+        """(B, N, V) in fp32 or better. t, s: (B,), or (B, N) of each token. self_cond: (B, N, d), or d + memory."""
+        return self.logits_and_memory(x_t, t, s, context, self_cond)[0]
+
+    def logits_and_memory(
+        self, x_t: Tensor, t: Tensor, s: Tensor, context: TokenContext | None = None, self_cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """And (B, N, memory), what is left to the jump after this one."""
+        logits, memory = self.answer(x_t, t, s, context, self_cond).tensor_split([self.codebook.size], -1)
         if self.prior:
             own = self.path.prior_logits(self.codebook, x_t, t.clamp_min(self.t_min))
             logits = logits + (own if self.prior_share is None else self.prior_share * own)
-        return logits if context is None else context.settle(logits)
+        return logits if context is None else context.settle(logits), memory
 
     def answer(
         self, x_t: Tensor, t: Tensor, s: Tensor, context: TokenContext | None, self_cond: Tensor | None
@@ -143,7 +150,7 @@ class TokenMap(FlowMap):
         """What the network says of the map's own states, in fp32 or better."""
         length = x_t.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool, device=x_t.device).tril() if self.causal else None
-        told = None if self_cond is None else (self_cond / self.data_scale).to(x_t)
+        told = None if self_cond is None else self._told(self_cond).to(x_t)
         seen = Layout(self._scaled(x_t, t), t, s, told, mask=mask)
         if context is not None:
             seen = context.lay_out(seen, self.clean_states)
@@ -153,6 +160,12 @@ class TokenMap(FlowMap):
                 places=seen.places,
             )
         )[:, -length:]  # fmt: skip
+
+    def _told(self, self_cond: Tensor) -> Tensor:
+        """Codes as the network reads them, memory as it stands; none is zeros."""
+        codes, memory = self_cond.tensor_split([self.codebook.state_size], -1)
+        missing = self.memory - memory.shape[-1]
+        return torch.cat([codes / self.data_scale, nn.functional.pad(memory, (0, missing))], -1)
 
     def clean_states(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         """As the network reads them; what is scored moves codes, not what is read."""

@@ -122,6 +122,7 @@ class Refinement:
         """Where the last call is made: the state, its time, and what is told of the time it lands at."""
         times = uniform_times(self.steps)[:-1] if self.times is None else torch.tensor(self.times, dtype=torch.float64)
         draft.carrying = self.sampler in CARRY and draft.passes == 1 and getattr(draft.model, "carries", False)
+        draft.remembering = draft.carrying and self.steps <= draft.model.jumps
         if self.steps > 1:
             advance: Any = SAMPLERS[self.sampler]
             told: dict[str, Any] = {"rng": rng} if self.sampler in STOCHASTIC else {}

@@ -30,7 +30,7 @@ class BackboneConfig:
     kinds; grid: (rows, columns) of the 2-D kinds; rope+learned: both in one dimension, where what a state means hangs on its place in the whole. time_scale: 1000 tells close times apart, 1 is smooth in t, which
     objectives that differentiate in time need. embed: what the second embedder is given. use_s: False zeroes it (the
     s-ablation). read_bias: deviation of the first layer's fresh biases: where they are 0, the norm of a state is lost to the
-    norms that follow until they are learned. num_classes, vector_size, prefix_size: 0 for none; class num_classes is the label of "no label"."""
+    norms that follow until they are learned. self_size: numbers of what self_cond tells of a state; default state_size. num_classes, vector_size, prefix_size: 0 for none; class num_classes is the label of "no label"."""
 
     state_size: int
     width: int = 128
@@ -47,6 +47,7 @@ class BackboneConfig:
     use_s: bool = True
     read_bias: float = 0.0
     self_conditioning: bool = False
+    self_size: int | None = None
     num_classes: int = 0
     vector_size: int = 0
     prefix_size: int = 0
@@ -80,7 +81,7 @@ class Backbone(nn.Module):
         if c.width % c.heads or (c.width // c.heads) % (4 if c.positions == "rope-2d" else 2):
             raise ValueError(f"width {c.width} must divide into {c.heads} heads of an even size (of fours for rope-2d)")
         self.read = nn.Linear(c.state_size, c.width)
-        self.read_self = nn.Linear(c.state_size, c.width, bias=False) if c.self_conditioning else None
+        self.read_self = nn.Linear(c.self_size or c.state_size, c.width, bias=False) if c.self_conditioning else None
         self.read_prefix = nn.Linear(c.prefix_size, c.width) if c.prefix_size else None
         self.label = nn.Embedding(c.num_classes + 1, c.width) if c.num_classes else None
         self.vector = nn.Linear(c.vector_size, c.width) if c.vector_size else None
@@ -125,7 +126,7 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """x: (B, N, state_size); t, s: (B,) or (B, N). mask: bool, True = look, broadcastable to
         (B, heads, P+N, cached+P+N). cache: transformers' DynamicCache, or whatever has its `update` and
-        `get_seq_length`; its states stand before these. self_cond: an estimate of x_0, like x. clean: (B, N) bool, states
+        `get_seq_length`; its states stand before these. self_cond: (B, N, self_size), an estimate of x_0, like x, and what stands beside it. clean: (B, N) bool, states
         at time 0 whatever t says, as a prefix's are. places: (N,) int64, where the states stand, from 0; default one
         after the other behind the cache. → what its last layer reads, (B, N, width)."""
         context = context or Context()

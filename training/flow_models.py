@@ -45,7 +45,7 @@ def _flow(plan: FlowConfig, objective: Any, common: dict[str, Any]) -> FlowLM:
         name: getattr(objective, name, none) for name, none in (("t_min", 1e-3), ("self_conditioning", 0.0))
     }
     own |= {"block_lengths": plan.block_lengths or None, "noise": plan.noise, "causal": plan.causal}
-    own["carries"] = getattr(objective, "carries", False)
+    own |= {name: getattr(objective, name, none) for name, none in (("carries", False), ("memory", 0), ("jumps", 1))}
     if own["carries"] and (plan.noise == "token" or plan.decoder == "contextual"):
         raise ValueError(
             "flow.options carry is of tokens that move together and are drawn from the softmax: leave it out"

@@ -65,7 +65,8 @@ class FlowConfig:
     charged for; kl-psd, trajectory, esd, lsd, categorical, imm, energy: the few-step map
     too; the baselines autoregressive and masked (diffusion), which have tokens for states; or your own as module:Class"""
     options: Annotated[dict[str, int | float | bool | str], PAIRS] = field(default_factory=dict)
-    """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point; of trajectory: num_steps, jumps, carry (a jump hears what the one before it expected); times (uniform,
+    """the objective's own: diagonal, boundary, power, t_min, teacher_decay, self_conditioning, fixed_point; of trajectory: num_steps, jumps, carry (a jump hears what the one before it expected), memory (and so many
+    numbers of each state that the one before wrote for it); times (uniform,
     logit-normal; running, gumbel: where cross-entropy is found to fall; one-hot: decode-error, decode-error-mixed; vlb: learned);
     low_discrepancy true: times spread evenly over the batch; of masked: blanks (time, count), time_conditioning; …"""
     start: str | None = None

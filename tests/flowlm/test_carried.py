@@ -114,6 +114,64 @@ def test_the_loss_asks_the_map_with_what_is_carried_and_the_denoiser_without():
     assert torch.equal(objective.taught(model, x, 0)[1], q)  # the target is the denoiser's, which hears nothing
 
 
+@torch.no_grad()
+def test_what_a_jump_leaves_in_memory_the_next_one_reads():
+    model, left = build("embedding", carries=True, memory=3, jumps=4), []
+    ask = model.map.logits_and_memory
+
+    def asked(*args):
+        logits, memory = ask(*args)
+        left.append((model.map.codebook.expected(logits), memory))
+        return logits, memory
+
+    model.map.logits_and_memory = asked
+    told, _ = heard(model, steps=3)
+    assert told[0] is None and model.map.network.write.out_features == V + 3
+    for (codes, memory), now in zip(left, told[1:], strict=False):
+        assert torch.allclose(now, torch.cat([codes / model.map.data_scale, memory], -1), atol=1e-6)
+        assert memory.shape == (ROWS, N, 3) and memory.any()
+    model.map.logits_and_memory = ask
+    more = heard(model, steps=5)[0]  # than it was taught to make one after the other
+    assert not any(one[..., -3:].any() for one in more[1:]) and all(one[..., :-3].any() for one in more[1:])
+
+
+@torch.no_grad()
+def test_under_guidance_each_branch_keeps_a_memory_of_its_own():
+    model = build("embedding", carries=True, memory=3, jumps=2, prompt_dropout=0.5)
+    known = Known(torch.zeros(ROWS, N, dtype=torch.long), (torch.arange(N) == 0).expand(ROWS, N))
+    told, _ = heard(model, known=known, steps=2, guidance=2.0)
+    codes, memory = zip(*(one.tensor_split([model.map.codebook.state_size], -1) for one in told[2:]), strict=True)
+    assert torch.equal(codes[0][:, 1:], codes[1][:, 1:]) and not torch.allclose(memory[0][:, 1:], memory[1][:, 1:])
+
+
+def test_memory_is_learned_through_the_jumps_that_read_it():
+    model = build("embedding", carries=True, memory=3).map
+    objective = TrajectoryKL(0.0, num_steps=8, jumps=4, boundary=1.0, t_min=0.05, carry=True, memory=3)
+    tokens = torch.randint(V, (ROWS, N), generator=torch.Generator().manual_seed(1))
+    x, _ = objective.noised(model, TokenStates(tokens), Rng(0, torch.arange(ROWS)), 0)
+    jumps, q = objective.taught(model, x, 0)
+    said, left = {}, {}
+    for k, jump in enumerate(objective.order):  # each behind the one before it, alone
+        part, before = jumps[torch.arange(ROWS * k, ROWS * (k + 1))], objective.before[jump]
+        memory = left[before] * (part.u >= 0.25)[:, None, None] if before else torch.zeros(ROWS, N, 3)
+        told = torch.cat([part.carried, memory], -1)
+        said[jump], left[jump] = model.logits_and_memory(part.x_t, part.t, part.s, self_cond=told)
+    error, _ = objective.divergence(model, model, x, 0)
+    assert torch.allclose(error, kl(q, torch.cat([said[jump] for jump in objective.order])), atol=1e-4)
+    assert 0 < (jumps.u < 0.25).sum() < len(jumps.u)
+    rows = torch.autograd.grad(error.sum(), model.network.write.weight)[0][V:]
+    assert rows.abs().sum() > 0
+    plain = build("embedding", carries=True, memory=3).map
+    before = plain.logits(x.x_t, x.t, x.s)
+    plain.network.write.weight.data[V:] += 1.0  # what is left says nothing of what is written now
+    assert torch.equal(plain.logits(x.x_t, x.t, x.s), before)
+
+
+def test_memory_without_jumps_that_hear_is_refused():
+    with pytest.raises(ValueError, match="memory 4 is of jumps that hear"):
+        TrajectoryKL(num_steps=4, jumps=2, memory=4)
+
+
 @pytest.mark.parametrize("more", [{"jumps": 1}, {"jumps": 2, "self_conditioning": 0.5}])
 def test_what_carries_nothing_is_refused(more):
     with pytest.raises(ValueError, match="carry needs jumps"):

@@ -42,7 +42,7 @@ KINDS = {
     },
     "carried": {
         "flow__objective": "trajectory", "flow__denoiser_first": 0.5,
-        "flow__options": {"num_steps": 4, "jumps": 2, "boundary": 1.0, "carry": True},
+        "flow__options": {"num_steps": 4, "jumps": 2, "boundary": 1.0, "carry": True, "memory": 4},
     },
     "two passes": {"flow__options": {"self_conditioning": 0.5, "fixed_point": 0.5}},
     "projected": {"flow__project": True},

@@ -217,11 +217,14 @@ class TokenObjective(Objective):
         with torch.no_grad():
             x, q = self.taught(teacher, x, step)
         with model.codebook.held():
-            if x.carried is None:
-                logits = asked(model, x.told).logits(x.x_t, x.t, x.s, x.context)
-            else:
-                logits = model.logits(x.x_t, x.t, x.s, x.context, self_cond=x.carried)
+            logits = self.said(model, x)
         return kl(q, logits), self.weight(q, logits)
+
+    def said(self, model: Any, x: NoisedTokens) -> Tensor:
+        """Logits of the taught jumps, with gradients."""
+        if x.carried is None:
+            return asked(model, x.told).logits(x.x_t, x.t, x.s, x.context)
+        return model.logits(x.x_t, x.t, x.s, x.context, self_cond=x.carried)
 
     def weight(self, q: Tensor, logits: Tensor) -> Tensor:
         """w, (rows,)."""

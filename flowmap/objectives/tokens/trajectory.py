@@ -29,15 +29,23 @@ CLOSING = 2
 """The power of what is left of even steps that is left of the law's shares; the grid `closing` of `flowlm` is the same."""
 
 
+FORGET = 0.25
+"""Share of the ways on which nothing is remembered."""
+
+
 class TrajectoryKL(WholeJumps):
     """num_steps: n. jumps: J, a power of two that divides n: a trajectory teaches its way in 1, 2, 4, … and J jumps of equal numbers of
     steps, those that a sampler makes on the grid `closing`, and from where each begins to the end, as a sampler asks that draws all
-    noise afresh; all from where the teacher stood. carry: those behind another hear what that expected. Each is drawn to its q as a sample's jump is: a way of 4 jumps weighs 8 times what a sample
+    noise afresh; all from where the teacher stood. carry: those behind another hear what that expected. memory: and that many numbers of a
+    state which it wrote for them itself, learned through them, so that jumps along a way are one network as deep as they are many; FORGET of the
+    ways are made without, as a sampler makes more jumps than J. Each is drawn to its q as a sample's jump is: a way of 4 jumps weighs 8 times what a sample
     does."""
 
     version = 2
 
-    def __init__(self, *args: Any, num_steps: int = 8, jumps: int = 1, carry: bool = False, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, num_steps: int = 8, jumps: int = 1, carry: bool = False, memory: int = 0, **more: Any
+    ) -> None:
         super().__init__(*args, **more)
         if num_steps < 1:
             raise ValueError(f"num_steps {num_steps}: a trajectory has 1 at least")
@@ -47,12 +55,16 @@ class TrajectoryKL(WholeJumps):
             raise ValueError(
                 "carry needs jumps of which one follows another, 2 at least, and maps that are asked by one pass"
             )
-        self.num_steps, self.jumps, self.carries = num_steps, jumps, carry
+        if memory and not carry:
+            raise ValueError(f"memory {memory} is of jumps that hear the one before them: set carry, or leave it out")
+        self.num_steps, self.jumps, self.carries, self.memory = num_steps, jumps, carry, memory
         lengths = [num_steps >> k for k in range(jumps.bit_length())]
         made = {(first, first + length) for length in lengths for first in range(0, num_steps, length)}
         self.spans = sorted(made | {(first, num_steps) for first, _ in made})
         """Steps at which what is taught begins and ends."""
         self.before = {span: self._before(*span) for span in self.spans}
+        self.order = sorted(self.spans, key=lambda span: span[1])
+        """In the order in which a trajectory comes to their ends, and so before those behind them."""
 
     def _before(self, first: int, last: int) -> tuple[int, int] | None:
         """The jump that one in as many jumps makes before this one: as long, or, where no taught jump of that length ends there (before one to the
@@ -94,6 +106,23 @@ class TrajectoryKL(WholeJumps):
         from_, t, s, q = (torch.cat(part) for part in zip(*made, strict=True))
         rows = torch.arange(len(x.t), device=q.device).repeat(len(made))
         return replace(x[rows], x_t=from_, t=t, s=s, carried=torch.cat(carried) if carried else None), q
+
+    def said(self, model, x):
+        if not self.memory:
+            return super().said(model, x)
+        jumps = dict(zip(self.order, torch.arange(len(x.t), device=x.t.device).chunk(len(self.order)), strict=True))
+        said, left = dict[tuple[int, int], Tensor](), dict[tuple[int, int], Tensor]()
+        while len(said) < len(jumps):
+            ready = [j for j in jumps if j not in said and (self.before[j] is None or self.before[j] in said)]
+            part = x[torch.cat([jumps[j] for j in ready])]
+            nothing = part.carried.new_zeros(len(x.t) // len(jumps), part.carried.shape[1], self.memory)
+            behind = [self.before[j] for j in ready]
+            memory = torch.cat([nothing if before is None else left[before] for before in behind])
+            told = torch.cat([part.carried, memory * expand((part.u >= FORGET).to(memory), memory)], -1)
+            answers = model.logits_and_memory(part.x_t, part.t, part.s, part.context, self_cond=told)
+            for found, answer in zip((said, left), answers, strict=True):
+                found.update(zip(ready, answer.chunk(len(ready)), strict=True))
+        return torch.cat([said[jump] for jump in self.order])
 
     def _between(self, x: NoisedTokens, begin: Tensor, end: Tensor, way: float) -> Tensor:
         """The time at which this share of the way from t to s, counted in the law's own shares, is behind."""
