@@ -1,7 +1,7 @@
 """Where on the way from noise to data a bound looks: a law of the y-SNR S with one level a cell.
 
     cells 0 = S_0 < S_1 < … < S_m;   S uniform inside the first, log S inside the others;   cell c with chance q_c
-    q_c ∝ √E[(½ dS/dv · e²)²]                                     v ∈ [0, 1) inside a cell: least variance of ½∫ e² dS
+    q_c ∝ √(Var[½ dS/dv · e²] + E[½ dS/dv · e²]²/n)               v ∈ [0, 1) inside a cell: least variance of ½∫ e² dS at n even times
 
 The first cell begins at S = 0, so that nothing of the integral is left out and no prior term is needed. Any positive q is
 unbiased: what is fitted, on training text, is the variance alone.

@@ -2,7 +2,8 @@
 
     m_c = E e²(S),   d_c = E[½ dS/dv · e²],   f_c = √E[(½ dS/dv · e²)²],   CE_c = E CE(S)       S as a clock has it in cell c
 
-Σ d_c is ½∫ e² dS, the drift of the variational bound.
+Σ d_c is ½∫ e² dS, the drift of the variational bound. Nearly all of it falls in a tenth of the range of log S, anywhere in it: a first
+look finds where, and the cells of the second are as fine there as they are many.
 """
 
 from dataclasses import dataclass, replace
@@ -17,8 +18,15 @@ from flowlm.likelihood.vlb import drift, reading
 from flowmap.draws import rows_of
 from flowmap.objectives.tokens import TokenStates
 from flowmap.rng import Rng
+from flowmap.times import interpolate
 
 CELLS = 40
+LOOK = 4
+"""One in so many calls is the first look's."""
+ELSEWHERE, MARGIN = 0.1, 2
+"""Of the cells, those that are spread evenly whatever was seen; cells of the first look behind the one where reading seemed best."""
+EVEN = 8
+"""Even times of a row that a clock is fitted for."""
 FLOOR = 0.02
 """Of the mean chance, that every cell keeps: no weight grows without bound where little was measured."""
 FADE = 0.5
@@ -62,37 +70,57 @@ def measure(
     """states: training text. draws: network calls a row, 2 at least. end: the largest S, default that of the model's t_min."""
     check(model, states.tokens, states.context)
     parts = num_parts(states)
-    if draws < 2 or draws * states.size * parts < 4 * cells:
+    if draws < 2 or draws * states.size * parts < LOOK * cells:
         raise ValueError(
-            f"{states.size} sequences, {draws} draws each: a curve of {cells} cells takes {4 * cells} of them"
+            f"{states.size} sequences, {draws} draws each: a curve of {cells} cells takes {LOOK * cells} of them"
         )
-    assert rng.samples is not None
     scored, clean = scored_tokens(states), model.codebook.encode(states.tokens[:256])
     tokens = float(scored.mean()) / parts
     length = float(clean.square().sum(-1).mean()) * tokens
     even = Clock.even(1e-3 / length, end or snr_of(model.path, getattr(model, "t_min", 1e-3)), cells)
+    look = _seen(model, states, rng, max(1, draws // LOOK), even, tokens)
+    return _seen(model, states, rng, draws, Clock(finer(look), even.chance), tokens)
+
+
+def finer(look: Curve) -> Tensor:
+    """As many edges, from its second on so that force is shared out evenly, ELSEWHERE but for, up to MARGIN beyond its end."""
+    cells = len(look.force)
+    last = min(look.end() + MARGIN, cells)
+    force, edges = look.force[1:last], look.edges[1 : last + 1].log()
+    share = (1 - ELSEWHERE) * force / force.sum().clamp_min(1e-300) + ELSEWHERE / len(force)
+    total = torch.cat([share.new_zeros(1), share.cumsum(0)])
+    inner = interpolate(torch.linspace(0, 1, cells, dtype=torch.float64)[1:-1] * total[-1], total, edges)
+    return torch.cat([look.edges[:2], inner.exp(), look.edges[last : last + 1]])
+
+
+def _seen(model: Denoiser, states: TokenStates, rng: Rng, draws: int, clock: Clock, tokens: float) -> Curve:
+    """clock: whose cells are alike in chance."""
+    assert rng.samples is not None
+    parts, cells = num_parts(states), len(clock.chance)
     shift = Rng(rng.seed).uniform("curve", 1, dtype=torch.float64).to(rng.samples.device)
     sums = torch.zeros(5, cells, dtype=torch.float64)
     for part in chunks(model, states, rng, draws):
         every = lattice(shift.expand(len(part.row)), rng.samples[part.row], draws, parts)
         u = every.gather(2, part.draw[:, None, None].expand(-1, parts, 1))[..., 0].cpu()
-        snr, weight = even.at(u)
+        snr, weight = clock.at(u)
         noise = rows_of(rng, part.row)  # the same in every cell of a row: grids are compared on common noise
         apart, unread = (x.cpu() for x in errors(model, part.states, snr.to(part.row.device), noise, "curve"))
-        force = weight / cells * apart  # an even clock's du is dv/cells
+        force = weight / cells * apart  # du is dv/cells of a clock whose cells are alike
         told = torch.stack([torch.ones_like(u), apart, force, force.square(), unread])
-        sums.index_add_(1, even.cell(u).flatten(), told.flatten(1))
+        sums.index_add_(1, clock.cell(u).flatten(), told.flatten(1))
     if bool((sums[0] == 0).any()):
         raise ValueError(f"{states.size} sequences, {draws} draws each left a cell empty: measure more")
     apart, gain, force, unread = sums[1:] / sums[0]
-    return Curve(even.edges, apart, gain, force.sqrt(), unread, tokens)
+    return Curve(clock.edges, apart, gain, force.sqrt(), unread, tokens)
 
 
 def fit_clock(model: Denoiser, states: TokenStates, rng: Rng, curve: Curve, slack: float = SLACK) -> Clock:
     """The law of least variance up to the edge where the bound is least, and the calls' shares: two draws of each term for every
-    row of the training text tell their deviations given the text."""
+    row of the training text tell their deviations given the text. Of EVEN even times what differs between cells is left by one in EVEN of its
+    variance, what differs inside them, from noise to noise, as it is."""
     end = curve.end(slack)
-    chance = (curve.force.square() - curve.drift.square()).clamp_min(0).sqrt()[:end]
+    inside = (curve.force.square() - curve.drift.square()).clamp_min(0)
+    chance = (inside + curve.drift.square() / EVEN).sqrt()[:end]
     for cells in (range(1, end), range(end - 2, -1, -1)):
         for c in cells:
             chance[c] = torch.maximum(chance[c], FADE * chance[c - 1 if cells.step > 0 else c + 1])

@@ -1,5 +1,6 @@
 """What every estimator returns: nats of each sequence, what they are, and how sure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,8 +12,8 @@ Kind = Literal["exact", "bound", "estimate"]
 
 @dataclass(frozen=True)
 class Part:
-    """Repeats, (R, B), of something whose mean over R counts. shared: sequences have their noise in common; else a
-    sequence's repeats are independent of another's, or even times make them less alike than that."""
+    """Repeats, (R, B), of something whose mean over R counts. shared: sequences have noise or times in common, so that only the mean over
+    them varies as its repeats do; else a sequence's repeats are independent of another's, or even times make them less alike than that."""
 
     repeats: Tensor
     shared: bool = False
@@ -43,12 +44,13 @@ class Score:
     fair: Literal["nats", "probability"] = "nats"
 
     @classmethod
-    def of(cls, parts: dict[str, Tensor], tokens: Tensor, kind: Kind, nfe: float, **details: Any) -> "Score":
+    def of(cls, parts: Mapping[str, Part | Tensor], tokens: Tensor, kind: Kind, nfe: float, **details: Any) -> "Score":
         """Of means over repeats, (R, B); what each adds is told in details, in nats/token."""
-        means = {name: part.mean(0) for name, part in parts.items()}
+        named = {name: part if isinstance(part, Part) else Part(part) for name, part in parts.items()}
+        means = {name: part.repeats.mean(0) for name, part in named.items()}
         shares = {name: float(mean.sum() / tokens.sum()) for name, mean in means.items()} if len(parts) > 1 else {}
         nats = torch.stack(list(means.values())).sum(0)
-        return cls(nats, tokens, kind, tuple(map(Part, parts.values())), nfe, {**shares, **details})
+        return cls(nats, tokens, kind, tuple(named.values()), nfe, {**shares, **details})
 
     @property
     def value(self) -> float:

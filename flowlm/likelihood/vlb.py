@@ -14,12 +14,15 @@ from torch import Tensor
 
 from flowlm.likelihood.clock import Clock, lattice
 from flowlm.likelihood.denoiser import Denoiser, check, passes
-from flowlm.likelihood.score import Score
+from flowlm.likelihood.score import Part, Score
 from flowlm.likelihood.terms import chunks, errors, num_parts, scored_tokens
 from flowmap.objectives.tokens import TokenStates
 from flowmap.rng import Rng
 
-REPEATS = 8
+REPEATS, TOGETHER = 4, 16
+"""Of what tells the error: few, each of many even times, of few sequences, which each have an error of their own; of MANY as many as it takes
+to tell how the mean over all of them varies, over which times are even too."""
+MANY = 64
 
 
 @torch.no_grad()
@@ -32,11 +35,12 @@ def vlb(model: Denoiser, states: TokenStates, rng: Rng, clock: Clock, calls: int
         raise ValueError(f"{calls} calls a sequence: 6 at least, two to read and two pairs on the way")
     readings = min(max(2, round(calls * clock.reading)), calls - 4)
     pairs = (calls - readings) // 2
-    repeats = min(REPEATS, pairs)
+    many = states.size >= MANY
+    repeats = min(TOGETHER if many else REPEATS, pairs)
     draws = pairs // repeats
     parts = {
-        "reading": reading(model, states, rng, clock.end, readings),
-        "drift": drift(model, states, rng, clock, repeats, draws),
+        "reading": Part(reading(model, states, rng, clock.end, readings)),
+        "drift": Part(drift(model, states, rng, clock, repeats, draws), shared=many),
     }
     nfe = (readings + 2 * repeats * draws) * passes(model)
     return Score.of(parts, scored_tokens(states), "bound", nfe, snr_end=clock.end)
