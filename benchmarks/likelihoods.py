@@ -22,6 +22,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,8 @@ MORE = {"poker": 512}
 """Times as many calls, where there are few windows: the errors are then of a mean over all of them."""
 FIT = 512
 EVEN_CELLS = 512
+ALONE = "uniform, each apart,"
+"""Of times: what a training loss draws."""
 
 
 def main() -> None:
@@ -143,14 +146,18 @@ def blocks_of(run: FlowRun, name: str) -> Sequence[int | None]:
 
 
 def variances(run: FlowRun, more: int = 1) -> Iterator[dict[str, Any]]:
-    """Of the bound, times the calls it took: at fitted times and at uniform ones, everything else alike."""
+    """Of the bound, times the calls it took: at fitted times; at uniform ones, everything else alike; and at uniform ones of which none knows of
+    another's, in the place of even times."""
     asked = Request("vlb", calls=32 * more)
     text = scored_text(run, None, "text", "validation", 128, FIT)
     estimator, model = Estimators(run, text.training, asked), asked_as_trained(run)
     fitted = estimator.clock
-    for name, clock in (("fitted", fitted), ("uniform", uniform_in_time(run, fitted))):
+    uniform = uniform_in_time(run, fitted)
+    for name, clock in (("fitted", fitted), ("uniform", uniform), (ALONE, uniform)):
         rng = estimator._addressed(torch.arange(text.states.size), 0)
         score = vlb(model, text.states, rng, clock, asked.calls, trusted=True)
+        if name == ALONE:
+            score = replace(score, parts=tuple(replace(part, shared=False) for part in score.parts))
         yield record(
             "variance", score.monte_carlo**2 * score.nfe * text.states.size, on=text.on, subject=run.subject, kind="estimate",
             unit="(nats/token)², of a network call", n=text.states.size,
@@ -199,12 +206,12 @@ def print_table(records: Sequence[dict[str, Any]]) -> None:
         for r in records
         if r["metric"] == "variance"
     }
-    for on, subject in dict.fromkeys(key[:2] for key in by):
+    for on, subject, name in dict.fromkeys((*key[:2], key[3]) for key in by if key[3] != "fitted"):
         seeds = sorted({key[2] for key in by if key[:2] == (on, subject)})
-        ratios = [by[on, subject, s, "uniform"]["value"] / by[on, subject, s, "fitted"]["value"] for s in seeds]
+        ratios = [by[on, subject, s, name]["value"] / by[on, subject, s, "fitted"]["value"] for s in seeds]
         told = ", ".join(f"{ratio:.1f}" for ratio in ratios)
         print(
-            f"{on}, {subject}: at uniform times the bound's variance of a network call is {told} × that at fitted ones, seed by seed"
+            f"{on}, {subject}: at {name} times the bound's variance of a network call is {told} × that at fitted ones, seed by seed"
         )
 
 

@@ -27,6 +27,7 @@ def test_a_cell_says_of_every_estimator_what_it_is_and_what_it_took(small, monke
     assert {r["contract"]["times"]: r["value"] > 0 for r in denoiser if r["metric"] == "variance"} == {
         "fitted": True,
         "uniform": True,
+        likelihoods.ALONE: True,
     }
     blocks = json.loads((small / "results" / "characters-flow-block-flow-0.json").read_text())["results"]
     drawn = [r for r in blocks if r["contract"]["estimator"] == "sampler"]
