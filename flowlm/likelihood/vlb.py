@@ -36,8 +36,8 @@ def vlb(model: Denoiser, states: TokenStates, rng: Rng, clock: Clock, calls: int
     readings = min(max(2, round(calls * clock.reading)), calls - 4)
     pairs = (calls - readings) // 2
     many = states.size >= MANY
-    repeats = min(TOGETHER if many else REPEATS, pairs)
-    draws = pairs // repeats
+    draws = max(1, pairs // (TOGETHER if many else REPEATS))
+    repeats = pairs // draws
     parts = {
         "reading": Part(reading(model, states, rng, clock.end, readings)),
         "drift": Part(drift(model, states, rng, clock, repeats, draws), shared=many),
