@@ -38,6 +38,8 @@ from flowmap.self_conditioning import TwoPass
 
 FIT_SEED = 1_000_003
 """Added to the seed of the draws: what is fitted sees other noise."""
+NOISES = 128
+"""That a curve is measured under, at least."""
 STEPS = (1, 2, 4, 8)
 """That are scored where none are asked for."""
 CERTIFIED_CALLS = 64
@@ -136,17 +138,26 @@ class Estimators:
         """Of what is fitted."""
         return self._addressed(torch.arange(self.training.size), self.asked.seed + FIT_SEED)
 
+    def _addressed_often(self) -> Rng:
+        return self._addressed(torch.arange(self.often.size), self.asked.seed + FIT_SEED)
+
+    @cached_property
+    def often(self) -> TokenStates:
+        """The same, few windows so often that there are NOISES of them: a window's noise is one in all cells of a curve."""
+        size = self.training.size
+        return self.training[torch.arange(size * -(-NOISES // size), device=self.training.tokens.device) % size]
+
     @cached_property
     def curve(self) -> Curve:
-        draws = max(8, -(-16 * CELLS // self.training.size))
-        return measure(self.map, self.training, self.rng, draws=draws)
+        draws = max(8, -(-16 * CELLS // self.often.size))
+        return measure(self.map, self.often, self._addressed_often(), draws=draws)
 
     @cached_property
     def clock(self) -> Clock:
         """Of the variational bound: the one of least variance, or, without text to fit it on, one that is even in log S up to
         the least time that was trained."""
         if self._training is not None:
-            return fit_clock(self.map, self.training, self.rng, self.curve)
+            return fit_clock(self.map, self.often, self._addressed_often(), self.curve)
         codes = self.map.codebook.encode(
             torch.arange(min(256, self.run.model.config.vocab_size), device=self.run.model.device)
         )

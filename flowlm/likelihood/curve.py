@@ -3,7 +3,7 @@
     m_c = E e²(S),   d_c = E[½ dS/dv · e²],   f_c = √E[(½ dS/dv · e²)²],   CE_c = E CE(S)       S as a clock has it in cell c
 
 Σ d_c is ½∫ e² dS, the drift of the variational bound. Nearly all of it falls in a tenth of the range of log S, anywhere in it: a first
-look finds where, and the cells of the second are as fine there as they are many.
+look at cells that are even there finds where, and where tokens are best read; the cells of the second are fine there.
 """
 
 from dataclasses import dataclass, replace
@@ -21,10 +21,9 @@ from flowmap.rng import Rng
 from flowmap.times import interpolate
 
 CELLS = 40
-LOOK = 4
-"""One in so many calls is the first look's."""
-ELSEWHERE, MARGIN = 0.1, 2
-"""Of the cells, those that are spread evenly whatever was seen; cells of the first look behind the one where reading seemed best."""
+LEAST, MARGIN, BEGUN = 0.4, 2, 1e-3
+"""Of the cells, those that are spread evenly from where this share of the drift is behind to so many cells of the first look beyond the one where
+reading seemed best: where little drift is left it is still to be seen what reading costs."""
 EVEN = 8
 """Even times of a row that a clock is fitted for."""
 FLOOR = 0.02
@@ -47,6 +46,8 @@ class Curve:
     force: Tensor
     unread: Tensor
     tokens: float
+    look: "Curve | None" = None
+    """the first look, whose cells see more of the way each"""
 
     @property
     def centers(self) -> Tensor:
@@ -58,7 +59,10 @@ class Curve:
         return (self.drift.cumsum(0)[:-1] + (self.unread[:-1] + self.unread[1:]) / 2) / self.tokens
 
     def end(self, slack: float = SLACK) -> int:
-        """The first edge at which the bound is within `slack` nats/token of its least."""
+        """The first edge at which the bound is within `slack` nats/token of its least; of a second look, the first there or behind it."""
+        if self.look is not None:
+            there = self.look.edges[self.look.end(slack)]
+            return min(int((self.edges < there * (1 - 1e-9)).sum()), len(self.drift))
         bounds = self.bounds()
         return int(torch.nonzero(bounds <= bounds.min() + slack)[0, 0]) + 1
 
@@ -67,27 +71,30 @@ class Curve:
 def measure(
     model: Denoiser, states: TokenStates, rng: Rng, draws: int = 8, end: float | None = None, cells: int = CELLS
 ) -> Curve:
-    """states: training text. draws: network calls a row, 2 at least. end: the largest S, default that of the model's t_min."""
+    """states: training text. draws: network calls a row of either look, 2 at least. end: the largest S, default that of the model's t_min."""
     check(model, states.tokens, states.context)
     parts = num_parts(states)
-    if draws < 2 or draws * states.size * parts < LOOK * cells:
+    if draws < 2 or draws * states.size * parts < 4 * cells:
         raise ValueError(
-            f"{states.size} sequences, {draws} draws each: a curve of {cells} cells takes {LOOK * cells} of them"
+            f"{states.size} sequences, {draws} draws each: a curve of {cells} cells takes {4 * cells} of them"
         )
     scored, clean = scored_tokens(states), model.codebook.encode(states.tokens[:256])
     tokens = float(scored.mean()) / parts
     length = float(clean.square().sum(-1).mean()) * tokens
     even = Clock.even(1e-3 / length, end or snr_of(model.path, getattr(model, "t_min", 1e-3)), cells)
-    look = _seen(model, states, rng, max(1, draws // LOOK), even, tokens)
-    return _seen(model, states, rng, draws, Clock(finer(look), even.chance), tokens)
+    look = _seen(model, states, rng, draws, even, tokens)
+    return replace(_seen(model, states, rng, draws, Clock(finer(look), even.chance), tokens), look=look)
 
 
 def finer(look: Curve) -> Tensor:
-    """As many edges, from its second on so that force is shared out evenly, ELSEWHERE but for, up to MARGIN beyond its end."""
+    """As many edges, from its second on so that force is shared out evenly, LEAST but for, up to MARGIN beyond its end."""
     cells = len(look.force)
     last = min(look.end() + MARGIN, cells)
     force, edges = look.force[1:last], look.edges[1 : last + 1].log()
-    share = (1 - ELSEWHERE) * force / force.sum().clamp_min(1e-300) + ELSEWHERE / len(force)
+    passed = look.drift.cumsum(0)[1:last]
+    begun = (passed >= BEGUN * passed[-1]).to(force)
+    share = (1 - LEAST) * force / force.sum().clamp_min(1e-300) + LEAST * begun / begun.sum()
+    share = share.clamp_min(1e-9)
     total = torch.cat([share.new_zeros(1), share.cumsum(0)])
     inner = interpolate(torch.linspace(0, 1, cells, dtype=torch.float64)[1:-1] * total[-1], total, edges)
     return torch.cat([look.edges[:2], inner.exp(), look.edges[last : last + 1]])
