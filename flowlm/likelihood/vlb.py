@@ -19,9 +19,9 @@ from flowlm.likelihood.terms import chunks, errors, num_parts, scored_tokens
 from flowmap.objectives.tokens import TokenStates
 from flowmap.rng import Rng
 
-REPEATS, TOGETHER = 4, 16
+REPEATS, TOGETHER, LEAST = 4, 16, 8
 """Of what tells the error: few, each of many even times, of few sequences, which each have an error of their own; of MANY as many as it takes
-to tell how the mean over all of them varies, over which times are even too."""
+to tell how the mean over all of them varies, over which times are even too, and where there are LEAST at all."""
 MANY = 64
 
 
@@ -35,7 +35,7 @@ def vlb(model: Denoiser, states: TokenStates, rng: Rng, clock: Clock, calls: int
         raise ValueError(f"{calls} calls a sequence: 6 at least, two to read and two pairs on the way")
     readings = min(max(2, round(calls * clock.reading)), calls - 4)
     pairs = (calls - readings) // 2
-    many = states.size >= MANY
+    many = states.size >= MANY and pairs >= LEAST
     draws = max(1, pairs // (TOGETHER if many else REPEATS))
     repeats = pairs // draws
     parts = {
