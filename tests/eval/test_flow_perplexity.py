@@ -151,7 +151,9 @@ def test_prompts_share_their_noise_and_rows_keep_their_order(runs):
     both = joined(parts, order)
     assert torch.allclose(both.nats[[4, 1]], parts[0].nats) and torch.allclose(both.nats[[0, 2, 3, 5]], parts[1].nats)
     assert both.monte_carlo < sum(p.monte_carlo for p in parts)
+    assert Estimators(run, states, Request("vlb")).often.size == 132  # six answers, as often as it takes
     fitted = Estimators(run, states[torch.arange(6).repeat(30)], Request("sampler", (2,)))
+    assert fitted.often.size == 180
     (made,) = fitted.scores(states, False)  # as if there were too many to list
     assert (
         made.score.details["effective_sample_size"] > 1

@@ -92,11 +92,24 @@ def test_the_bound_is_tight_at_the_posterior_within_its_error(clock):
     assert 2 * found.value == pytest.approx(ENTROPY, abs=0.02)
 
 
-def test_its_error_is_what_other_noise_shows(clock):
-    found = [vlb(SixHands(), TokenStates(hands(120)), Rng(n, torch.arange(120)), clock, 8) for n in range(60)]
+@pytest.mark.parametrize("rows, calls", [(120, 8), (120, 48), (12, 96)])
+def test_its_error_is_what_other_noise_shows(clock, rows, calls):
+    """Of many rows and calls: times that are even over all of them."""
+    found = [vlb(SixHands(), TokenStates(hands(rows)), Rng(n, torch.arange(rows)), clock, calls) for n in range(60)]
     values = torch.tensor([one.value for one in found])
-    told = sum(one.monte_carlo for one in found) / 60
+    told = (sum(one.monte_carlo**2 for one in found) / 60) ** 0.5
     assert 0.75 * float(values.std()) < told < 1.5 * float(values.std())
+    assert all(part.shared == (rows > 100 and calls > 40) for part in found[0].parts[1:])
+
+
+def test_a_second_look_is_fine_where_the_bound_is_made(curve):
+    look = curve.look
+    assert curve.edges[-1] <= look.edges[-1] and torch.equal(curve.edges[:2], look.edges[:2])
+    shares = [one.force / one.force.sum() for one in (look, curve)]
+    assert shares[1].max() < shares[0].max() / 2  # no cell has much of it
+    assert float(curve.drift.sum()) == pytest.approx(float(look.drift.sum()), rel=0.05)
+    there = look.edges[look.end()]
+    assert curve.edges[curve.end() - 1] < there <= curve.edges[curve.end()] * (1 + 1e-9)
 
 
 def test_a_network_call_buys_three_times_the_precision_of_uniform_times(clock):
